@@ -1,0 +1,85 @@
+"""The network of the paper's sinusoid experiment (Section 5.1): an MLP 1 → 40 → 40 → 1 with ReLU.
+
+Its six parameters are declared by hand, so that a forward pass can use other values in their place:
+the fast weights of one task, or of a whole meta-batch of tasks at once.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+LOSSES = ("rsse", "mse")
+
+
+class Net(nn.Module):
+    """MLP 1 → 40 → 40 → 1 in float64 that returns its loss beside its prediction.
+
+    Args:
+        loss: "rsse", the root of the summed squared error √Σ(prediction − y)² over the points of a
+            task, or "mse", their mean squared error (the paper's Equation 2, as a mean).
+    """
+
+    def __init__(self, loss: str = "rsse") -> None:
+        super().__init__()
+        self.loss = loss
+        self.w_1 = nn.Parameter(torch.empty(40, 1, dtype=torch.float64))
+        self.b_1 = nn.Parameter(torch.empty(40, dtype=torch.float64))
+        self.w_2 = nn.Parameter(torch.empty(40, 40, dtype=torch.float64))
+        self.b_2 = nn.Parameter(torch.empty(40, dtype=torch.float64))
+        self.w_3 = nn.Parameter(torch.empty(1, 40, dtype=torch.float64))
+        self.b_3 = nn.Parameter(torch.empty(1, dtype=torch.float64))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new parameters: weights Kaiming-uniform, biases U(±1/√fan_in)."""
+        for w, b in ((self.w_1, self.b_1), (self.w_2, self.b_2), (self.w_3, self.b_3)):
+            nn.init.kaiming_uniform_(w)
+            nn.init.uniform_(b, -(w.shape[1] ** -0.5), w.shape[1] ** -0.5)
+
+    @property
+    def Param(self) -> dict[str, nn.Parameter]:
+        """The parameters by name, in the order w_1, b_1, w_2, b_2, w_3, b_3."""
+        return dict(self.named_parameters())
+
+    @torch.no_grad()
+    def set_Param(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy `weights` into the parameters, which stay the same objects (an optimizer keeps them)."""
+        for name, parameter in self.Param.items():
+            parameter.copy_(weights[name])
+
+    def expand(self, *tasks: int) -> dict[str, Tensor]:
+        """The parameters repeated over leading task dimensions, without a copy: w_1 (*tasks, 40, 1), …"""
+        return {name: parameter.expand(*tasks, *parameter.shape) for name, parameter in self.Param.items()}
+
+    def forward(self, x: Tensor, y: Tensor, weights: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Predict y from x and measure the loss of each task.
+
+        Args:
+            x, y: inputs and targets, (…, N, 1), with any number of leading task dimensions or none.
+            weights: fast weights to use in place of the parameters, with the same leading dimensions:
+                w_1 (…, 40, 1), b_1 (…, 40), and so on.
+
+        Returns:
+            The loss of each task, (…), and the prediction, (…, N, 1).
+        """
+        tasks = x.shape[:-2]
+        weights = self.expand(*tasks) if weights is None else weights
+        if len(tasks) != 1:  # baddbmm below takes exactly one task dimension
+            weights = {name: weights[name].reshape(-1, *p.shape) for name, p in self.Param.items()}
+            loss, pred = self(x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:]), weights)
+            return loss.reshape(tasks), pred.reshape(x.shape)
+
+        h = torch.relu(_linear(x, weights["w_1"], weights["b_1"]))  # (tasks, N, 40)
+        h = torch.relu(_linear(h, weights["w_2"], weights["b_2"]))  # (tasks, N, 40)
+        pred = _linear(h, weights["w_3"], weights["b_3"])  # (tasks, N, 1)
+        sse = (pred - y).square().sum((-2, -1))  # (tasks,)
+        if self.loss == "mse":
+            return sse / x.shape[-2], pred
+        # The clamp keeps the derivatives of the root finite (they are 0) where the residual is 0.
+        return sse.clamp_min(1e-200).sqrt(), pred
+
+
+def _linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """x wᵀ + b, task by task: (tasks, N, in), (tasks, out, in), (tasks, out) -> (tasks, N, out)."""
+    return torch.baddbmm(b.unsqueeze(-2), x, w.mT)
