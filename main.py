@@ -1,0 +1,402 @@
+"""MAML on K-shot sinusoid regression (Finn, Abbeel and Levine, ICML 2017, Section 5.1).
+
+python3 main.py           trains, in about two minutes on a laptop's CPU
+python3 main.py --test    measures the trained weights on 10,000 test tasks and draws res/graph(k=10).png
+"""
+
+import argparse
+import itertools
+import math
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws into files: no display is needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data import Sinusoid
+from meta import Meta, load, write
+from net import LOSSES
+
+# Independent random streams, told apart by the first word of their seeds. Training tasks and the drawn
+# task follow --seed, as the initial weights do; validation and test tasks are the same in every run.
+DRAWN, TRAIN, VALIDATION, TEST = range(4)
+
+VALIDATE_EVERY = 500  # iterations
+MAX_STEPS = 10  # gradient steps in the evaluation,
+TABLE_STEPS = [0, 1, 2, 3, 5, 10]  # and those that its table shows
+GRID = np.linspace(-5.0, 5.0, 50)[:, None]  # (50, 1), the inputs that are scored in the evaluation
+DIVERGED = 100.0  # an MSE above this has diverged; to answer 0 everywhere costs A²/2, at most 12.5
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"main.py: {message}\n")
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return value
+
+    return convert
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive, finite number")
+    return value
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    add = parser.add_argument
+    add("--epochs", type=integer(1, 10**7), default=70_000, help="iterations of the outer loop")
+    add("--batch_size", type=integer(1, 10**4), default=10, help="tasks in a meta-batch")
+    add("--k_shot", type=integer(1, 10**3), default=10, help="support points of a task, K")
+    add("--inner_lr", type=positive, default=1e-2, help="step size of the inner loop, α")
+    add("--outer_lr", type=positive, default=1e-3, help="learning rate of Adam in the outer loop, β")
+    add("--seed", type=integer(0, 2**32 - 1), default=0, help="seed of the run: of weights, tasks, the drawn task")
+    add("--loss", choices=LOSSES, default="rsse", help="√Σ of the squared errors, or their mean, in both loops")
+    add("--inner_steps", type=integer(0, 100), default=1, help="gradient steps in training; 0: plain pretraining")
+    add("--first_order", action="store_true", help="drop the second derivatives: FOMAML")
+    add("--resume", action="store_true", help="go on with a run that was interrupted")
+    add("--test", action="store_true", help="measure trained weights and draw graphs of them")
+    add("--weights", type=Path, help="with --test: the weights to measure, if not those that these flags train")
+    args = parser.parse_args()
+    if args.resume and args.test:
+        parser.error("--resume goes on with training: leave it out, or leave out --test")
+    if args.weights and not args.test:
+        parser.error(f"--weights {args.weights} is for --test: training starts from weights drawn by --seed")
+    return args
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the description as it is written."""
+
+
+def run_name(args: argparse.Namespace, inner_steps: int) -> str:
+    """What tells one kind of run from another, for file names: K, and each setting that is not its default."""
+    parts = [f"k={args.k_shot}"]
+    if args.loss != "rsse":
+        parts.append(f"loss={args.loss}")
+    if inner_steps != 1:
+        parts.append(f"inner_steps={inner_steps}")
+    if args.first_order and inner_steps > 0:
+        parts.append("first_order")
+    return ",".join(parts)
+
+
+def train(args: argparse.Namespace, device: torch.device) -> None:
+    """Algorithm 1 of the paper, with validation, checkpoints and a loss graph."""
+    name = run_name(args, args.inner_steps)
+    weights_file = Path("weights", f"w({name}).pt")
+    checkpoint_file = Path("weights", f"checkpoint({name}).pt")
+    graph_file = Path("res", "loss_final.png" if name == "k=10" else f"loss_final({name}).png")
+    for path in (weights_file, checkpoint_file, graph_file):
+        check_writable(path)
+
+    torch.manual_seed(args.seed)
+    meta = Meta(args.inner_lr, args.outer_lr, args.loss, args.inner_steps, args.first_order, device)  # line 1
+    tasks = Sinusoid(args.k_shot, seed=(TRAIN, args.seed))
+    validation_tasks = Sinusoid(args.k_shot, num_tasks=1000, seed=(VALIDATION,))
+    validation_batch = [tensor.to(device) for tensor in validation_tasks.__getitems__(range(1000))]
+    iteration, losses, validation, best = 0, [], [], math.inf
+    if args.resume:
+        iteration, losses, validation, best = restore(checkpoint_file, args, meta, tasks)
+    elif checkpoint_file.exists():
+        raise ValueError(f"{checkpoint_file} is of a run that was interrupted: add --resume to go on, or delete it")
+
+    # The tasks are i.i.d., so their own order is as good as a shuffle; it takes as many passes as it needs.
+    order = (i % len(tasks) for i in itertools.count(iteration * args.batch_size))
+    batches = iter(DataLoader(tasks, args.batch_size, sampler=order, collate_fn=lambda batch: batch))
+    signals = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: signals.append(number))
+    stopped = False
+    with tqdm(total=args.epochs, initial=iteration, unit="it") as bar:
+        while iteration < args.epochs and not stopped:  # line 2
+            batch = [tensor.to(device) for tensor in next(batches)]  # line 3
+            loss = meta(*batch)  # lines 4 to 8
+            iteration += 1
+            losses.append(loss)
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update()
+
+            check_finite(loss, iteration)
+            validate = iteration % VALIDATE_EVERY == 0 or iteration == args.epochs
+            if validate:
+                with torch.no_grad():
+                    loss = meta.query_loss(*validation_batch).mean().item()
+                check_finite(loss, iteration)
+                validation.append((iteration, loss))
+                if loss < best:
+                    best = loss
+                    meta.save_weights(weights_file)
+            stopped = bool(signals)
+            if (validate or stopped) and iteration < args.epochs:
+                checkpoint = {
+                    "settings": settings(args),
+                    "iteration": iteration,
+                    "net": meta.net.state_dict(),
+                    "outer_optim": meta.outer_optim.state_dict(),
+                    "tasks": tasks.rng.bit_generator.state,
+                    "losses": torch.tensor(losses, dtype=torch.float64),
+                    "validation": validation,
+                    "best": best,
+                }
+                write(checkpoint_file, lambda file: torch.save(checkpoint, file))  # noqa: B023
+
+    draw_losses(graph_file, f"Training, {name}", args.loss, losses, validation)
+    if iteration < args.epochs:
+        command = shlex.join(["python3", *sys.argv] + ["--resume"] * (not args.resume))
+        print(f"interrupted after {iteration} of {args.epochs} iterations; to go on: {command}")
+        sys.exit(128 + signals[0])
+    checkpoint_file.unlink(missing_ok=True)
+    print(f"loss graph: {graph_file}")
+    print(f"weights: {weights_file}, best validation loss: {best:.4f}")
+
+
+def settings(args: argparse.Namespace) -> dict[str, int | float | str | bool]:
+    """The settings that training depends on."""
+    return {key: value for key, value in vars(args).items() if key not in ("resume", "test", "weights")}
+
+
+def restore(
+    path: Path, args: argparse.Namespace, meta: Meta, tasks: Sinusoid
+) -> tuple[int, list[float], list[tuple[int, float]], float]:
+    """Put the net, the optimizer and the data back to where the checkpoint left them.
+
+    Returns:
+        iteration, losses, validation and best, as in `train`.
+
+    Raises:
+        OSError: there is no checkpoint, or it can't be read.
+        ValueError: it is not a checkpoint, or of a run with other settings.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"--resume found no checkpoint {path}: without it, training starts from the beginning")
+    checkpoint = load(path)
+    try:
+        saved = checkpoint["settings"]
+        for key, value in settings(args).items():
+            if value < saved[key] if key == "epochs" else value != saved[key]:
+                raise ValueError(f"--resume: {key} is {value}, but was {saved[key]} in the run of {path}")
+        meta.net.load_state_dict(checkpoint["net"])
+        meta.outer_optim.load_state_dict(checkpoint["outer_optim"])
+        tasks.rng.bit_generator.state = checkpoint["tasks"]
+        return checkpoint["iteration"], checkpoint["losses"].tolist(), checkpoint["validation"], checkpoint["best"]
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a checkpoint of this program") from error
+
+
+def check_finite(loss: float, iteration: int) -> None:
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the loss is {loss} at iteration {iteration}: "
+            "try a smaller --inner_lr or --outer_lr, or fewer --inner_steps"
+        )
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of `path` if need be, and find out now rather than after training that it can't be written."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write(Path(f"{path}.check"), lambda file: None)
+        Path(f"{path}.check").unlink()
+    except FileExistsError as error:
+        raise NotADirectoryError(f"{path.parent} is a file: a folder is to be there, for {path}") from error
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: a file is to be written there")
+
+
+class Scores(NamedTuple):
+    """Scores over test tasks, for each number of gradient steps: tensors of shape (MAX_STEPS + 1,)."""
+
+    rsse: Tensor  # mean √SSE over the 50 points of GRID
+    rsse_ci: Tensor  # half the width of its 95 % confidence interval
+    mse: Tensor  # mean MSE over GRID
+    mse_ci: Tensor
+    median: Tensor  # median MSE, over all tasks
+    diverged: Tensor  # number of tasks that the means leave out
+
+
+def test(args: argparse.Namespace, device: torch.device) -> None:
+    """The evaluation: one drawn task, then 10,000 test tasks, with 0 to 10 gradient steps."""
+    name = run_name(args, args.inner_steps)
+    weights_file = args.weights or Path("weights", f"w({name}).pt")
+    baseline_file = Path("weights", f"w({run_name(args, inner_steps=0)}).pt")
+    if not weights_file.exists():
+        command = shlex.join(["python3"] + [word for word in sys.argv if word != "--test"])
+        raise FileNotFoundError(
+            f"there are no weights {weights_file}: "
+            + (f"{command} makes them" if not args.weights else "check --weights")
+        )
+    if weights_file.name != f"w({name}).pt":
+        name += f",weights={weights_file.stem}"
+    graph_file, steps_file = Path("res", f"graph({name}).png"), Path("res", f"steps({name}).png")
+    for path in (graph_file, steps_file):
+        check_writable(path)
+
+    drawn = Sinusoid(args.k_shot, num_tasks=1, seed=(DRAWN, args.seed))
+    k_x, k_y, _, _ = drawn.__getitems__([0])
+    truth = torch.from_numpy(drawn.target([0], GRID))  # (1, 50, 1)
+
+    learner = "pretrained on all tasks" if args.inner_steps == 0 else "FOMAML" if args.first_order else "MAML"
+    learners = {learner: weights_file}
+    if args.inner_steps and baseline_file.exists():
+        learners["pretrained on all tasks"] = baseline_file
+    predictions, scores = {}, {}
+    for learner, path in learners.items():
+        meta = Meta(args.inner_lr, loss=args.loss, device=device)
+        meta.load_weights(path)
+        predictions[learner] = predict(meta, k_x.to(device), k_y.to(device)).cpu()
+        if not scores:
+            pre, post = (predictions[learner] - truth).square().sum((1, 2, 3)).sqrt()[:2]
+            print(f"| pre loss: {pre:.3f} | post loss: {post:.3f} |")
+        test_tasks = Sinusoid(args.k_shot, q_query=0, num_tasks=10_000, seed=(TEST,))
+        scores[learner] = summarize(evaluate(meta, test_tasks, device))
+        print(f"\n{learner}, {path}: {len(test_tasks)} test tasks, K = {args.k_shot}, mean ± 95 % confidence interval")
+        print_scores(scores[learner], len(test_tasks))
+    draw_graph(graph_file, k_x, k_y, truth, predictions)
+    draw_steps(steps_file, args.k_shot, scores)
+    print(f"\ngraphs: {graph_file}, {steps_file}")
+
+
+@torch.no_grad()
+def predict(meta: Meta, k_x: Tensor, k_y: Tensor) -> Tensor:
+    """Predictions at GRID after 0 to MAX_STEPS gradient steps: (MAX_STEPS + 1, tasks, 50, 1)."""
+    x = torch.from_numpy(GRID).to(k_x.device).expand(len(k_x), -1, -1)
+    weights, predictions = None, []
+    for step in range(MAX_STEPS + 1):
+        weights = meta.adapt(k_x, k_y, min(step, 1), weights)
+        _, pred = meta.net(x, x, weights)
+        predictions.append(pred)
+    return torch.stack(predictions)
+
+
+def evaluate(meta: Meta, tasks: Sinusoid, device: torch.device, chunk: int = 1000) -> Tensor:
+    """Sum of squared errors over GRID of every task after 0 to MAX_STEPS steps: (MAX_STEPS + 1, tasks).
+
+    The tasks are taken in chunks, which bounds the memory and changes nothing else.
+    """
+    sse = []
+    for start in range(0, len(tasks), chunk):
+        indices = range(start, min(start + chunk, len(tasks)))
+        k_x, k_y, _, _ = tasks.__getitems__(indices)
+        pred = predict(meta, k_x.to(device), k_y.to(device)).cpu()
+        sse.append((pred - torch.from_numpy(tasks.target(indices, GRID))).square().sum((-2, -1)))
+    return torch.cat(sse, dim=1)
+
+
+def summarize(sse: Tensor) -> Scores:
+    """Scores from sums of squared errors over GRID, (MAX_STEPS + 1, tasks)."""
+    mse = sse / len(GRID)
+    kept = mse <= DIVERGED  # False for nan, too
+    count = kept.sum(1)
+
+    def mean(values: Tensor) -> tuple[Tensor, Tensor]:
+        average = values.where(kept, 0).sum(1) / count
+        variance = (values - average[:, None]).where(kept, 0).square().sum(1) / (count - 1)
+        return average, 1.96 * (variance / count).sqrt()
+
+    return Scores(*mean(sse.sqrt()), *mean(mse), mse.nan_to_num(nan=math.inf).median(1).values, (~kept).sum(1))
+
+
+def print_scores(scores: Scores, tasks: int) -> None:
+    print("steps   √SSE of 50 points                MSE   median MSE")
+    for step in TABLE_STEPS:
+        rsse, rsse_ci, mse, mse_ci, median, diverged = (score[step].item() for score in scores)
+        row = f"{step:5}   {rsse:9.3f} ± {rsse_ci:.3f}   {mse:8.4f} ± {mse_ci:.4f}   {median:10.4f}"
+        print(row + f"   diverged: {diverged} of {tasks}" * bool(diverged))
+
+
+def draw_losses(path: Path, title: str, loss: str, losses: list[float], validation: list[tuple[int, float]]) -> None:
+    """Loss against iterations: every meta-batch, their moving average, and the validation tasks."""
+    window = min(VALIDATE_EVERY, len(losses))
+    smoothed = np.convolve(losses, np.full(window, 1 / window), mode="valid")
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    axes.plot(range(1, len(losses) + 1), losses, "C0", alpha=0.25, linewidth=0.5, label="training, each meta-batch")
+    axes.plot(range(window, len(losses) + 1), smoothed, "C0", label=f"training, mean of the last {window} iterations")
+    axes.plot(*np.reshape(validation, (-1, 2)).T, "C1", label="validation, 1,000 tasks")
+    unit = {"rsse": "√SSE of 15 query points", "mse": "MSE of the query points"}[loss]
+    axes.set(
+        title=title, xlabel="iteration of the outer loop", ylabel=f"query loss after adaptation ({unit})", yscale="log"
+    )
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    write(path, lambda file: figure.savefig(file, dpi=150))
+
+
+def draw_graph(path: Path, k_x: Tensor, k_y: Tensor, truth: Tensor, predictions: dict[str, Tensor]) -> None:
+    """The drawn task before and after adaptation, a panel for each learner (the paper's Figure 2)."""
+    figure, panels = plt.subplots(
+        1, len(predictions), figsize=(6.4 * len(predictions), 4.8), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, (learner, pred) in zip(panels[0], predictions.items(), strict=True):
+        pre, one, ten = (pred - truth).square().sum((1, 2, 3)).sqrt()[[0, 1, 10]]
+        axes.plot(GRID, truth.flatten(), "C0", label="Ground Truth")
+        axes.plot(GRID, pred[0].flatten(), "C1:", label="Pre Update")
+        axes.plot(GRID, pred[1].flatten(), "C2", label="One Grad Step")
+        axes.plot(GRID, pred[10].flatten(), "C3--", label="Ten Grad Steps")
+        axes.plot(k_x.flatten(), k_y.flatten(), "k^", label=f"K = {k_x.shape[1]} Support Points")
+        axes.set(
+            title=f"{learner}\n√SSE of 50 points: {pre:.2f} pre update, {one:.2f} after one step, {ten:.2f} after ten"
+        )
+        axes.set(xlabel="x", ylabel="y")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    write(path, lambda file: figure.savefig(file, dpi=120))
+
+
+def draw_steps(path: Path, k_shot: int, scores: dict[str, Scores]) -> None:
+    """MSE on the test tasks against the number of gradient steps (the paper's Figure 3)."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
+    steps = range(MAX_STEPS + 1)
+    for learner, score in scores.items():
+        axes.plot(steps, score.mse, marker=".", label=learner)
+        axes.fill_between(steps, score.mse - score.mse_ci, score.mse + score.mse_ci, alpha=0.3)
+    axes.set(title=f"10,000 test tasks, K = {k_shot}, mean and 95 % confidence interval", xlabel="gradient steps")
+    axes.set(ylabel="MSE of 50 points", xticks=steps, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write(path, lambda file: figure.savefig(file, dpi=120))
+
+
+def main() -> None:
+    args = parse()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(*(f"{key}={value}" for key, value in vars(args).items()), f"device={device}")
+    try:
+        (test if args.test else train)(args, device)
+    except (OSError, ValueError) as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+if __name__ == "__main__":
+    main()
