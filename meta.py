@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from net import Net
 
@@ -84,6 +85,26 @@ class Meta:
         """The sum over tasks of the query losses, and its gradient in the parameters θ."""
         loss = self.query_loss(k_x, k_y, q_x, q_y).sum()
         return loss, torch.autograd.grad(loss, list(self.net.parameters()))
+
+    def compile(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> None:
+        """Put one compiled graph, for meta-batches of the shapes of this one, in the place of `meta_gradient`.
+
+        `torch.compile` can't differentiate twice through what it compiles. So `make_fx` runs `meta_gradient` once and
+        records its operations, those of both gradients included; what gets compiled needs no autograd any more.
+
+        Raises:
+            RuntimeError: there is no working C++ compiler.
+        """
+        graph = make_fx(lambda *batch: self.meta_gradient(*batch))(k_x, k_y, q_x, q_y)
+        if k_x.is_cuda:
+            compiled = torch.compile(graph, fullgraph=True, dynamic=False, mode="reduce-overhead")  # CUDA graphs
+        else:
+            compiled = torch.compile(graph, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+        self.meta_gradient = torch.no_grad()(compiled)
+        try:
+            self.meta_gradient(k_x, k_y, q_x, q_y)
+        except Exception as error:  # the backend wraps whatever the compiler's failure was
+            raise RuntimeError("torch.compile failed: on the CPU it needs a C++ compiler that works") from error
 
     def __call__(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> float:
         """One iteration of the outer loop: an Adam step on the meta-gradient of the meta-batch.
