@@ -10,6 +10,7 @@ import math
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -37,6 +38,7 @@ VALIDATE_EVERY = 500  # iterations
 MAX_STEPS = 10  # gradient steps in the evaluation,
 TABLE_STEPS = [0, 1, 2, 3, 5, 10]  # and those that its table shows
 GRID = np.linspace(-5.0, 5.0, 50)[:, None]  # (50, 1), the inputs that are scored in the evaluation
+PRETRAINED = "pretrained on all tasks"  # the paper's baseline
 DIVERGED = 100.0  # an MSE above this has diverged; to answer 0 everywhere costs A²/2, at most 12.5
 
 
@@ -232,13 +234,13 @@ def check_finite(loss: float, iteration: int) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of `path` if need be, and find out now rather than after training that it can't be written."""
+    """Find out now, rather than after training, that `path` can't be written. Makes its folder if need be."""
     try:
         path.parent.mkdir(exist_ok=True)
-        write(Path(f"{path}.check"), lambda file: None)
-        Path(f"{path}.check").unlink()
-    except FileExistsError as error:
-        raise NotADirectoryError(f"{path.parent} is a file: a folder is to be there, for {path}") from error
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"{path.parent} must be a folder that can be written to: {error.strerror}") from error
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: a file is to be written there")
 
@@ -261,12 +263,16 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     baseline_file = Path("weights", f"w({run_name(args, inner_steps=0)}).pt")
     if not weights_file.exists():
         command = shlex.join(["python3"] + [word for word in sys.argv if word != "--test"])
-        raise FileNotFoundError(
-            f"there are no weights {weights_file}: "
-            + (f"{command} makes them" if not args.weights else "check --weights")
-        )
+        hint = "check --weights" if args.weights else f"{command} makes them"
+        raise FileNotFoundError(f"there are no weights {weights_file}: {hint}")
     if weights_file.name != f"w({name}).pt":
         name += f",weights={weights_file.stem}"
+    files = {PRETRAINED if args.inner_steps == 0 else "FOMAML" if args.first_order else "MAML": weights_file}
+    if args.inner_steps and baseline_file.exists():
+        files[PRETRAINED] = baseline_file
+    learners = {learner: Meta(args.inner_lr, loss=args.loss, device=device) for learner in files}
+    for learner, file in files.items():
+        learners[learner].load_weights(file)
     graph_file, steps_file = Path("res", f"graph({name}).png"), Path("res", f"steps({name}).png")
     for path in (graph_file, steps_file):
         check_writable(path)
@@ -274,23 +280,16 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     drawn = Sinusoid(args.k_shot, num_tasks=1, seed=(DRAWN, args.seed))
     k_x, k_y, _, _ = drawn.__getitems__([0])
     truth = torch.from_numpy(drawn.target([0], GRID))  # (1, 50, 1)
+    predictions = {name: predict(meta, k_x.to(device), k_y.to(device)).cpu() for name, meta in learners.items()}
+    pre, post = rsse(next(iter(predictions.values())), truth)[:2]
+    print(f"| pre loss: {pre:.3f} | post loss: {post:.3f} |")
 
-    learner = "pretrained on all tasks" if args.inner_steps == 0 else "FOMAML" if args.first_order else "MAML"
-    learners = {learner: weights_file}
-    if args.inner_steps and baseline_file.exists():
-        learners["pretrained on all tasks"] = baseline_file
-    predictions, scores = {}, {}
-    for learner, path in learners.items():
-        meta = Meta(args.inner_lr, loss=args.loss, device=device)
-        meta.load_weights(path)
-        predictions[learner] = predict(meta, k_x.to(device), k_y.to(device)).cpu()
-        if not scores:
-            pre, post = (predictions[learner] - truth).square().sum((1, 2, 3)).sqrt()[:2]
-            print(f"| pre loss: {pre:.3f} | post loss: {post:.3f} |")
-        test_tasks = Sinusoid(args.k_shot, q_query=0, num_tasks=10_000, seed=(TEST,))
-        scores[learner] = summarize(evaluate(meta, test_tasks, device))
-        print(f"\n{learner}, {path}: {len(test_tasks)} test tasks, K = {args.k_shot}, mean ± 95 % confidence interval")
-        print_scores(scores[learner], len(test_tasks))
+    scores = {}
+    for learner, meta in learners.items():
+        tasks = Sinusoid(args.k_shot, q_query=0, num_tasks=10_000, seed=(TEST,))
+        scores[learner] = summarize(evaluate(meta, tasks, device))
+        print(f"\n{learner}, {files[learner]}, on {len(tasks)} test tasks with K = {args.k_shot}:")
+        print_scores(scores[learner], len(tasks))
     draw_graph(graph_file, k_x, k_y, truth, predictions)
     draw_steps(steps_file, args.k_shot, scores)
     print(f"\ngraphs: {graph_file}, {steps_file}")
@@ -336,12 +335,18 @@ def summarize(sse: Tensor) -> Scores:
     return Scores(*mean(sse.sqrt()), *mean(mse), mse.nan_to_num(nan=math.inf).median(1).values, (~kept).sum(1))
 
 
+def rsse(pred: Tensor, truth: Tensor) -> list[float]:
+    """√SSE over GRID for each number of gradient steps: (MAX_STEPS + 1, 1, 50, 1), (1, 50, 1) -> (MAX_STEPS + 1,)."""
+    return (pred - truth).square().sum((1, 2, 3)).sqrt().tolist()
+
+
 def print_scores(scores: Scores, tasks: int) -> None:
-    print("steps   √SSE of 50 points                MSE   median MSE")
+    """A table of means ± 95 % confidence intervals, a row for each of TABLE_STEPS."""
+    print("gradient steps   √SSE of 50 points               MSE   median MSE   diverged")
     for step in TABLE_STEPS:
         rsse, rsse_ci, mse, mse_ci, median, diverged = (score[step].item() for score in scores)
-        row = f"{step:5}   {rsse:9.3f} ± {rsse_ci:.3f}   {mse:8.4f} ± {mse_ci:.4f}   {median:10.4f}"
-        print(row + f"   diverged: {diverged} of {tasks}" * bool(diverged))
+        row = f"{step:14}   {rsse:9.3f} ± {rsse_ci:5.3f}   {mse:6.3f} ± {mse_ci:5.3f}   {median:10.3f}"
+        print(f"{row}   {diverged} of {tasks}")
 
 
 def draw_losses(path: Path, title: str, loss: str, losses: list[float], validation: list[tuple[int, float]]) -> None:
@@ -367,14 +372,14 @@ def draw_graph(path: Path, k_x: Tensor, k_y: Tensor, truth: Tensor, predictions:
         1, len(predictions), figsize=(6.4 * len(predictions), 4.8), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, (learner, pred) in zip(panels[0], predictions.items(), strict=True):
-        pre, one, ten = (pred - truth).square().sum((1, 2, 3)).sqrt()[[0, 1, 10]]
+        errors = rsse(pred, truth)
         axes.plot(GRID, truth.flatten(), "C0", label="Ground Truth")
         axes.plot(GRID, pred[0].flatten(), "C1:", label="Pre Update")
         axes.plot(GRID, pred[1].flatten(), "C2", label="One Grad Step")
         axes.plot(GRID, pred[10].flatten(), "C3--", label="Ten Grad Steps")
         axes.plot(k_x.flatten(), k_y.flatten(), "k^", label=f"K = {k_x.shape[1]} Support Points")
-        axes.set(
-            title=f"{learner}\n√SSE of 50 points: {pre:.2f} pre update, {one:.2f} after one step, {ten:.2f} after ten"
+        axes.set_title(
+            f"{learner}: √SSE {errors[0]:.2f} pre update, {errors[1]:.2f} after one step, {errors[10]:.2f} after ten"
         )
         axes.set(xlabel="x", ylabel="y")
         axes.grid(alpha=0.3)

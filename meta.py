@@ -7,6 +7,7 @@ whole meta-batch at once: every task has fast weights of its own, stacked along 
 import contextlib
 import io
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -144,7 +145,7 @@ class Meta:
             raise ValueError(f"{path} does not hold the weights {', '.join(names)} and no others")
         for name, parameter in self.net.Param.items():
             w = weights[name]
-            if not isinstance(w, Tensor) or w.layout != torch.strided or w.is_meta:
+            if not isinstance(w, Tensor) or w.layout != torch.strided or w.is_nested or w.is_meta:
                 raise ValueError(f"{path}: {name} is not a plain tensor")
             if w.shape != parameter.shape or w.dtype != parameter.dtype:
                 raise ValueError(
@@ -163,7 +164,9 @@ def load(path: str | Path) -> object:
         ValueError: it isn't such a file, it is damaged, or it holds anything else.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of oddities in a file that is refused, or sound all the same
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a damaged file can make the reader raise almost anything
