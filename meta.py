@@ -163,12 +163,11 @@ def load(path: str | Path) -> object:
         OSError: the file can't be read.
         ValueError: it isn't such a file, it is damaged, or it holds anything else.
     """
+    content = Path(path).read_bytes()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of oddities in a file that is refused, or sound all the same
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make the reader raise almost anything
         raise ValueError(f"{path} can't be loaded: it isn't a file of plain tensors, or it is damaged") from error
 
