@@ -3,13 +3,14 @@
 A task is an amplitude A ~ U[0.1, 5] and a phase φ ~ U[0, π]; its inputs are x ~ U[-5, 5].
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # k_x, k_y, q_x, q_y
 
@@ -56,3 +57,12 @@ class Sinusoid(Dataset):
     def target(self, indices: Sequence[int], x: np.ndarray) -> np.ndarray:
         """The true y of the tasks `indices` at x, (N, 1) or (tasks, N, 1) -> (tasks, N, 1)."""
         return self.amplitude[indices] * np.sin(x + self.phase[indices])
+
+
+def meta_batches(tasks: Sinusoid, batch_size: int, start: int = 0) -> Iterator[Batch]:
+    """Meta-batches without end, from task `start` on, in as many passes over the tasks as it takes.
+
+    The tasks are i.i.d., so the order in which they stand is as good as a shuffled one.
+    """
+    order = (i % len(tasks) for i in itertools.count(start))
+    return iter(DataLoader(tasks, batch_size, sampler=order, collate_fn=lambda batch: batch))

@@ -5,7 +5,6 @@ python3 main.py --test    measures the trained weights on 10,000 test tasks and 
 """
 
 import argparse
-import itertools
 import math
 import shlex
 import signal
@@ -23,10 +22,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import Sinusoid
+from data import Sinusoid, meta_batches
 from meta import Meta, load, write
 from net import LOSSES
 
@@ -142,9 +140,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         except RuntimeError as error:
             raise ValueError(f"--compile: {error}") from error
 
-    # The tasks are i.i.d., so their own order is as good as a shuffle; it takes as many passes as it needs.
-    order = (i % len(tasks) for i in itertools.count(iteration * args.batch_size))
-    batches = iter(DataLoader(tasks, args.batch_size, sampler=order, collate_fn=lambda batch: batch))
+    batches = meta_batches(tasks, args.batch_size, iteration * args.batch_size)
     signals = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: signals.append(number))

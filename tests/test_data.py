@@ -1,14 +1,12 @@
 """The tasks: their ranges, their targets, and a stream of inputs that the seed alone decides."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from data import Sinusoid
+from data import Sinusoid, meta_batches
 
 
 def same(left, right):
@@ -101,9 +99,10 @@ def test_the_dataloader_takes_whole_batches_from_one_call_and_as_many_passes_as_
             return super().__getitems__(indices)
 
     tasks = Recorded(10, num_tasks=7)
-    order = (i % 7 for i in itertools.count())
-    batches = iter(DataLoader(tasks, 3, sampler=order, collate_fn=lambda batch: batch))
+    batches = meta_batches(tasks, 3)
     shapes = {tuple(next(batches)[0].shape) for _ in range(50)}
     assert shapes == {(3, 10, 1)}
     assert len(calls) == 50
     assert calls[:4] == [[0, 1, 2], [3, 4, 5], [6, 0, 1], [2, 3, 4]]
+    next(meta_batches(tasks, 3, start=3 * 51))
+    assert calls[-1] == [(3 * 51 + i) % 7 for i in range(3)]  # as a run that is resumed goes on

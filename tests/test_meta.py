@@ -1,6 +1,7 @@
 """The meta-gradient is the exact second-order one, and the inner loop treats every task as if it were alone."""
 
 import math
+import shutil
 
 import pytest
 import reference
@@ -89,6 +90,36 @@ def test_no_inner_steps_is_plain_training_on_the_query_loss():
     _, _, q_x, q_y = batch
     loss, _ = meta.net(q_x, q_y)
     assert_same(meta.meta_gradient(*batch), (loss.sum(), torch.autograd.grad(loss.sum(), list(meta.net.parameters()))))
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("settings", [{}, {"loss": "mse", "inner_steps": 2, "first_order": True}])
+def test_the_compiled_meta_gradient_equals_the_eager_one(settings):
+    """On new data and new weights, too: nothing of the batch that was traced may stay in the graph."""
+    compiled, batch = make(**settings)
+    eager, _ = make(**settings)
+    compiled.compile(*batch)
+    assert_same(compiled.meta_gradient(*batch), eager.meta_gradient(*batch))
+    tasks = Sinusoid(10, num_tasks=40, seed=2)
+    for start in range(0, 40, 4):
+        batch = tasks.__getitems__(range(start, start + 4))
+        assert_same(compiled.meta_gradient(*batch), eager.meta_gradient(*batch))
+        assert compiled(*batch) == pytest.approx(eager(*batch), abs=1e-10)
+    for name, parameter in eager.net.Param.items():
+        assert torch.allclose(parameter, compiled.net.Param[name], rtol=0, atol=1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("compile", [False, True])
+def test_cuda_learns_what_the_cpu_learns(compile):
+    cpu, batch = make()
+    cuda, _ = make(device="cuda")
+    if compile:
+        cuda.compile(*(tensor.cuda() for tensor in batch))
+    tasks = Sinusoid(10, num_tasks=40, seed=2)
+    for start in range(0, 40, 4):
+        batch = tasks.__getitems__(range(start, start + 4))
+        assert cuda(*(tensor.cuda() for tensor in batch)) == pytest.approx(cpu(*batch), abs=1e-8)
 
 
 def test_a_case_worked_by_hand():
