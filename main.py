@@ -85,12 +85,13 @@ def parse() -> argparse.Namespace:
     add("--compile", action="store_true", help="compile the meta-gradient: slower to start, then about twice as fast")
     add("--resume", action="store_true", help="go on with a run that was interrupted")
     add("--test", action="store_true", help="measure trained weights and draw graphs of them")
+    add("--later_lr", type=positive, help="with --test: step size after the first step, if not --inner_lr")
     add("--weights", type=Path, help="with --test: the weights to measure, if not those that these flags train")
     args = parser.parse_args()
     if args.test and (args.resume or args.compile):
         parser.error(f"{'--resume' if args.resume else '--compile'} is for training: leave it out, or leave out --test")
-    if args.weights and not args.test:
-        parser.error(f"--weights {args.weights} is for --test: training starts from weights drawn by --seed")
+    if (args.weights or args.later_lr) and not args.test:
+        parser.error(f"{'--weights' if args.weights else '--later_lr'} is for --test: add that, or leave it out")
     return args
 
 
@@ -190,7 +191,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 
 def settings(args: argparse.Namespace) -> dict[str, int | float | str | bool]:
     """The settings that training depends on."""
-    return {key: value for key, value in vars(args).items() if key not in ("resume", "test", "weights")}
+    return {key: value for key, value in vars(args).items() if key not in ("resume", "test", "later_lr", "weights")}
 
 
 def restore(
@@ -261,29 +262,33 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
         command = shlex.join(["python3"] + [word for word in sys.argv if word != "--test"])
         hint = "check --weights" if args.weights else f"{command} makes them"
         raise FileNotFoundError(f"there are no weights {weights_file}: {hint}")
+    suffix = f",later_lr={args.later_lr}" * (args.later_lr is not None)
     if weights_file.name != f"w({name}).pt":
-        name += f",weights={weights_file.stem}"
+        suffix += f",weights={weights_file.stem}"
     files = {PRETRAINED if args.inner_steps == 0 else "FOMAML" if args.first_order else "MAML": weights_file}
     if args.inner_steps and baseline_file.exists():
         files[PRETRAINED] = baseline_file
     learners = {learner: Meta(args.inner_lr, loss=args.loss, device=device) for learner in files}
+    later_lr = args.later_lr or args.inner_lr
     for learner, file in files.items():
         learners[learner].load_weights(file)
-    graph_file, steps_file = Path("res", f"graph({name}).png"), Path("res", f"steps({name}).png")
+    graph_file, steps_file = (Path("res", f"{kind}({name}{suffix}).png") for kind in ("graph", "steps"))
     for path in (graph_file, steps_file):
         check_writable(path)
 
     drawn = Sinusoid(args.k_shot, num_tasks=1, seed=(DRAWN, args.seed))
     k_x, k_y, _, _ = drawn.__getitems__([0])
     truth = torch.from_numpy(drawn.target([0], GRID))  # (1, 50, 1)
-    predictions = {name: predict(meta, k_x.to(device), k_y.to(device)).cpu() for name, meta in learners.items()}
+    predictions = {
+        learner: predict(meta, k_x.to(device), k_y.to(device), later_lr).cpu() for learner, meta in learners.items()
+    }
     pre, post = rsse(next(iter(predictions.values())), truth)[:2]
     print(f"| pre loss: {pre:.3f} | post loss: {post:.3f} |")
 
     scores = {}
     for learner, meta in learners.items():
         tasks = Sinusoid(args.k_shot, q_query=0, num_tasks=10_000, seed=(TEST,))
-        scores[learner] = summarize(evaluate(meta, tasks, device))
+        scores[learner] = summarize(evaluate(meta, tasks, device, later_lr))
         print(f"\n{learner}, {files[learner]}, on {len(tasks)} test tasks with K = {args.k_shot}:")
         print_scores(scores[learner], len(tasks))
     draw_graph(graph_file, k_x, k_y, truth, predictions)
@@ -292,18 +297,25 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def predict(meta: Meta, k_x: Tensor, k_y: Tensor) -> Tensor:
-    """Predictions at GRID after 0 to MAX_STEPS gradient steps: (MAX_STEPS + 1, tasks, 50, 1)."""
+def predict(meta: Meta, k_x: Tensor, k_y: Tensor, later_lr: float) -> Tensor:
+    """Predictions at GRID after 0 to MAX_STEPS gradient steps, those after the first of step size `later_lr`.
+
+    Args:
+        k_x, k_y: support points, (tasks, K, 1).
+
+    Returns:
+        (MAX_STEPS + 1, tasks, 50, 1)
+    """
     x = torch.from_numpy(GRID).to(k_x.device).expand(len(k_x), -1, -1)
     weights, predictions = None, []
     for step in range(MAX_STEPS + 1):
-        weights = meta.adapt(k_x, k_y, min(step, 1), weights)
+        weights = meta.adapt(k_x, k_y, min(step, 1), weights, later_lr if step > 1 else meta.inner_lr)
         _, pred = meta.net(x, x, weights)
         predictions.append(pred)
     return torch.stack(predictions)
 
 
-def evaluate(meta: Meta, tasks: Sinusoid, device: torch.device, chunk: int = 1000) -> Tensor:
+def evaluate(meta: Meta, tasks: Sinusoid, device: torch.device, later_lr: float, chunk: int = 1000) -> Tensor:
     """Sum of squared errors over GRID of every task after 0 to MAX_STEPS steps: (MAX_STEPS + 1, tasks).
 
     The tasks are taken in chunks, which bounds the memory and changes nothing else.
@@ -312,7 +324,7 @@ def evaluate(meta: Meta, tasks: Sinusoid, device: torch.device, chunk: int = 100
     for start in range(0, len(tasks), chunk):
         indices = range(start, min(start + chunk, len(tasks)))
         k_x, k_y, _, _ = tasks.__getitems__(indices)
-        pred = predict(meta, k_x.to(device), k_y.to(device)).cpu()
+        pred = predict(meta, k_x.to(device), k_y.to(device), later_lr).cpu()
         sse.append((pred - torch.from_numpy(tasks.target(indices, GRID))).square().sum((-2, -1)))
     return torch.cat(sse, dim=1)
 
@@ -354,9 +366,10 @@ def draw_losses(path: Path, title: str, loss: str, losses: list[float], validati
     axes.plot(range(window, len(losses) + 1), smoothed, "C0", label=f"training, mean of the last {window} iterations")
     axes.plot(*np.reshape(validation, (-1, 2)).T, "C1", label="validation, 1,000 tasks")
     unit = {"rsse": "√SSE of 15 query points", "mse": "MSE of the query points"}[loss]
-    axes.set(
-        title=title, xlabel="iteration of the outer loop", ylabel=f"query loss after adaptation ({unit})", yscale="log"
-    )
+    axes.set(title=title, xlabel="iteration of the outer loop", yscale="log")
+    axes.set_ylabel(f"query loss after adaptation ({unit})")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend()
     axes.grid(alpha=0.3, which="both")
     write(path, lambda file: figure.savefig(file, dpi=150))
@@ -374,9 +387,10 @@ def draw_graph(path: Path, k_x: Tensor, k_y: Tensor, truth: Tensor, predictions:
         axes.plot(GRID, pred[1].flatten(), "C2", label="One Grad Step")
         axes.plot(GRID, pred[10].flatten(), "C3--", label="Ten Grad Steps")
         axes.plot(k_x.flatten(), k_y.flatten(), "k^", label=f"K = {k_x.shape[1]} Support Points")
-        axes.set_title(
-            f"{learner}: √SSE {errors[0]:.2f} pre update, {errors[1]:.2f} after one step, {errors[10]:.2f} after ten"
+        title = (
+            f"{learner}\n√SSE: {errors[0]:.2f} pre update, {errors[1]:.2f} after one step, {errors[10]:.2f} after ten"
         )
+        axes.set_title(title, fontsize="medium")
         axes.set(xlabel="x", ylabel="y")
         axes.grid(alpha=0.3)
         axes.legend()

@@ -48,7 +48,12 @@ class Meta:
         self.outer_optim = torch.optim.Adam(self.net.parameters(), lr=outer_lr, fused=True)
 
     def adapt(
-        self, k_x: Tensor, k_y: Tensor, steps: int, weights: Mapping[str, Tensor] | None = None
+        self,
+        k_x: Tensor,
+        k_y: Tensor,
+        steps: int,
+        weights: Mapping[str, Tensor] | None = None,
+        inner_lr: float | None = None,
     ) -> dict[str, Tensor]:
         """The inner loop: `steps` gradient steps on the support loss of every task in the batch.
 
@@ -56,11 +61,13 @@ class Meta:
             k_x, k_y: support points, (tasks, K, 1).
             steps: number of gradient steps.
             weights: fast weights to go on from; the parameters themselves unless given.
+            inner_lr: step size; α, the one of training, unless given.
 
         Returns:
             The fast weights of every task: w_1 (tasks, 40, 1), b_1 (tasks, 40), and so on. Gradients
             flow through them to the parameters, unless the caller has switched gradients off.
         """
+        inner_lr = self.inner_lr if inner_lr is None else inner_lr
         second_order = torch.is_grad_enabled() and not self.first_order
         with torch.enable_grad():
             weights = dict(weights or self.net.expand(*k_x.shape[:-2]))  # line 4, for all tasks at once
@@ -69,9 +76,7 @@ class Meta:
                 # holds every task's gradient. −α is inside it: scaling the loss is cheaper than scaling
                 # a gradient for every weight.
                 loss, _ = self.net(k_x, k_y, weights)  # (tasks,)
-                updates = torch.autograd.grad(
-                    -self.inner_lr * loss.sum(), list(weights.values()), create_graph=second_order
-                )
+                updates = torch.autograd.grad(-inner_lr * loss.sum(), list(weights.values()), create_graph=second_order)
                 # Line 6: θ' = θ − α ∇L(θ)
                 weights = {name: w + update for (name, w), update in zip(weights.items(), updates, strict=True)}
         return weights

@@ -84,10 +84,11 @@ def test_the_test_prints_the_line_of_the_original_and_the_table(trained):
 
 def test_weights_can_be_measured_at_another_k_and_the_drawn_task_follows_the_seed(trained):
     folder, (_, _, first), _ = trained
-    output = run(folder, "--test", "--k_shot", "5", "--weights", "weights/w(k=10).pt", "--seed", "1")
+    words = ["--k_shot", "5", "--weights", "weights/w(k=10).pt", "--later_lr", "0.005", "--seed", "1"]
+    output = run(folder, "--test", *words)
     assert output.returncode == 0
-    assert (folder / "res/graph(k=5,weights=w(k=10)).png").exists()
-    assert (folder / "res/steps(k=5,weights=w(k=10)).png").exists()
+    assert (folder / "res/graph(k=5,later_lr=0.005,weights=w(k=10)).png").exists()
+    assert (folder / "res/steps(k=5,later_lr=0.005,weights=w(k=10)).png").exists()
     assert "weights/w(k=10).pt, on 10000 test tasks with K = 5" in output.stdout
     assert output.stdout.splitlines()[1] != first.stdout.splitlines()[1]
     # The test tasks are the same for every seed and K: so is the loss before adaptation.
@@ -142,11 +143,11 @@ def test_every_flag_has_a_help_text_and_shows_its_default(tmp_path):
     output = run(tmp_path, "--help")
     assert output.returncode == 0
     options = re.split(r"\n  (?=-)", output.stdout.split("options:")[1])[2:]
-    assert len(options) == 13
+    assert len(options) == 14
     for option in options:
         assert re.search(r"\(default:\s+\S+\)", option), option
-    for words in ("--epochs EPOCHS", "(default: 70000)", "(default: 0.01)", "(default: 0.001)", "(default: rsse)"):
-        assert words in output.stdout
+    for default in ("70000", "0.01", "0.001", "rsse"):
+        assert f"default: {default})" in re.sub(r"\s+", " ", output.stdout)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,8 @@ def test_random_streams_are_independent_of_each_other():
 def test_evaluation_in_chunks_equals_evaluation_at_once():
     meta = Meta(inner_lr=1e-3)
     results = [
-        main.evaluate(meta, Sinusoid(10, 0, 100, seed=(main.TEST,)), torch.device("cpu"), chunk) for chunk in (7, 100)
+        main.evaluate(meta, Sinusoid(10, 0, 100, seed=(main.TEST,)), torch.device("cpu"), 1e-3, chunk)
+        for chunk in (7, 100)
     ]
     assert results[0].shape == (11, 100)
     assert torch.allclose(*results, rtol=1e-10, atol=1e-10)
@@ -186,13 +188,14 @@ def test_evaluation_in_chunks_equals_evaluation_at_once():
 
 def test_evaluation_is_the_error_on_the_grid_after_each_number_of_steps():
     meta, tasks = Meta(inner_lr=1e-3), Sinusoid(5, 0, 3)
-    sse = main.evaluate(meta, tasks, torch.device("cpu"))
+    sse = main.evaluate(meta, tasks, torch.device("cpu"), later_lr=5e-4)
     tasks = Sinusoid(5, 0, 3)
     k_x, k_y, _, _ = tasks.__getitems__([0, 1, 2])
     x = torch.linspace(-5, 5, 50, dtype=torch.float64).reshape(1, 50, 1).expand(3, -1, -1)
     y = torch.from_numpy(tasks.amplitude) * torch.sin(x + torch.from_numpy(tasks.phase))
-    for steps in (0, 1, 4, 10):
-        rsse, _ = meta.net(x, y, meta.adapt(k_x, k_y, steps))
+    one = meta.adapt(k_x, k_y, 1)
+    for steps, weights in ((0, None), (1, one), (4, meta.adapt(k_x, k_y, 3, one, inner_lr=5e-4))):
+        rsse, _ = meta.net(x, y, weights)
         assert torch.allclose(sse[steps].sqrt(), rsse, rtol=0, atol=1e-10)
 
 
