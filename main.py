@@ -378,7 +378,7 @@ def draw_losses(path: Path, title: str, loss: str, losses: list[float], validati
 def draw_graph(path: Path, k_x: Tensor, k_y: Tensor, truth: Tensor, predictions: dict[str, Tensor]) -> None:
     """The drawn task before and after adaptation, a panel for each learner (the paper's Figure 2)."""
     figure, panels = plt.subplots(
-        1, len(predictions), figsize=(6.4 * len(predictions), 4.8), sharey=True, squeeze=False, layout="constrained"
+        1, len(predictions), figsize=(6.4 * len(predictions), 5.4), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, (learner, pred) in zip(panels[0], predictions.items(), strict=True):
         errors = rsse(pred, truth)
@@ -393,7 +393,7 @@ def draw_graph(path: Path, k_x: Tensor, k_y: Tensor, truth: Tensor, predictions:
         axes.set_title(title, fontsize="medium")
         axes.set(xlabel="x", ylabel="y")
         axes.grid(alpha=0.3)
-        axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     write(path, lambda file: figure.savefig(file, dpi=120))
 
 
