@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import sys
 
 import matplotlib.image
@@ -106,6 +107,13 @@ def test_same_seed_same_weights(trained, tmp_path):
     weights = [torch.load(path / "weights/w(k=10).pt") for path in (folder, tmp_path / "0", tmp_path / "1")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not any(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_learns_the_same(trained, tmp_path):
+    assert run(tmp_path, *TINY, "--compile").returncode == 0
+    eager, compiled = (torch.load(path / "weights/w(k=10).pt") for path in (trained[0], tmp_path))
+    assert all(torch.allclose(eager[name], compiled[name], rtol=0, atol=1e-9) for name in eager)
 
 
 def test_more_iterations_than_tasks_and_validation_in_between(monkeypatch, tmp_path, capsys):

@@ -58,7 +58,7 @@ def test_a_run_killed_again_and_again_ends_bit_identical(tmp_path):
     with ThreadPoolExecutor(1) as pool:
         uninterrupted = pool.submit(run, whole, *RUN)
         moments = random.Random(0)
-        kinds = [signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]
+        kinds = [signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM]
         for kind in kinds * 2:
             process = start(broken, *RUN, *["--resume"] * (broken / CHECKPOINT).exists())
             process.stderr.read(20)  # the bar is there: training has begun
@@ -75,11 +75,8 @@ def test_a_run_killed_again_and_again_ends_bit_identical(tmp_path):
                 assert "--resume" in stdout.splitlines()[-1]
                 assert (broken / CHECKPOINT).exists()
                 assert (broken / "res/loss_final.png").exists()
-        if (broken / CHECKPOINT).exists():
-            # A larger --epochs than the run's own is allowed: here the first stop is of a run meant to be shorter.
-            assert run(broken, *RUN, "--resume").returncode == 0
-        elif process.returncode != 0:
-            assert run(broken, *RUN).returncode == 0
+        if process.returncode != 0:
+            assert run(broken, *RUN, *["--resume"] * (broken / CHECKPOINT).exists()).returncode == 0
         assert uninterrupted.result().returncode == 0
     assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     assert (broken / "res/loss_final.png").read_bytes() == (whole / "res/loss_final.png").read_bytes()
@@ -102,7 +99,7 @@ def interrupted(tmp_path_factory):
 
 
 def test_a_larger_number_of_epochs_goes_on_where_the_shorter_run_stood(tmp_path):
-    """2 runs that end at 700 iterations: one of them set out for 600 and was stopped on its way."""
+    """Two runs that end at 700 iterations: one of them set out for 600 and was stopped on its way."""
     short, long = tmp_path / "short", tmp_path / "long"
     short.mkdir()
     long.mkdir()
@@ -315,6 +312,15 @@ def test_a_loss_that_is_not_finite_ends_training_and_changes_no_file(tmp_path):
     assert "at iteration" in last
     assert "--outer_lr" in last
     assert snapshot(tmp_path) == before
+
+
+def test_compiling_without_a_compiler_costs_one_line(tmp_path):
+    environment = {**os.environ, "CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    output = run(tmp_path, "--epochs", "5", "--compile", env=environment)
+    assert output.returncode == 2
+    assert len(output.stderr.splitlines()) == 1
+    assert "C++ compiler" in output.stderr
+    assert not list(tmp_path.rglob("*.p*"))
 
 
 # Weights that anybody may have made
