@@ -72,11 +72,11 @@ class Meta:
         with torch.enable_grad():
             weights = dict(weights or self.net.expand(*k_x.shape[:-2]))  # line 4, for all tasks at once
             for _ in range(steps):
-                # Line 5. A task's loss depends on its own fast weights alone, so the gradient of the sum
-                # holds every task's gradient. −α is inside it: scaling the loss is cheaper than scaling
-                # a gradient for every weight.
+                # Line 5. A task's loss depends on its own fast weights alone, so that one call gives every task
+                # its own gradient. −α goes in as the factor of the losses: scaling the gradients costs more.
                 loss, _ = self.net(k_x, k_y, weights)  # (tasks,)
-                updates = torch.autograd.grad(-inner_lr * loss.sum(), list(weights.values()), create_graph=second_order)
+                factor = torch.full_like(loss, -inner_lr)
+                updates = torch.autograd.grad(loss, list(weights.values()), factor, create_graph=second_order)
                 # Line 6: θ' = θ − α ∇L(θ)
                 weights = {name: w + update for (name, w), update in zip(weights.items(), updates, strict=True)}
         return weights
@@ -90,7 +90,7 @@ class Meta:
     def meta_gradient(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The sum over tasks of the query losses, and its gradient in the parameters θ."""
         loss = self.query_loss(k_x, k_y, q_x, q_y).sum()
-        return loss, torch.autograd.grad(loss, list(self.net.parameters()))
+        return loss, torch.autograd.grad(loss, list(self.net.Param.values()))
 
     def compile(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> None:
         """Put one compiled graph, for meta-batches of the shapes of this one, in the place of `meta_gradient`.
@@ -123,7 +123,7 @@ class Meta:
             The mean over tasks of the query loss after adaptation, as it was before the outer step.
         """
         loss, gradients = self.meta_gradient(k_x, k_y, q_x, q_y)
-        for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
+        for parameter, gradient in zip(self.net.Param.values(), gradients, strict=True):
             parameter.grad = gradient
         self.outer_optim.step()  # Algorithm 1, line 8
         return loss.item() / len(k_x)

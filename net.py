@@ -29,6 +29,7 @@ class Net(nn.Module):
         self.b_2 = nn.Parameter(torch.empty(40, dtype=torch.float64))
         self.w_3 = nn.Parameter(torch.empty(1, 40, dtype=torch.float64))
         self.b_3 = nn.Parameter(torch.empty(1, dtype=torch.float64))
+        self.Param: dict[str, nn.Parameter] = dict(self.named_parameters())  # w_1, b_1, w_2, b_2, w_3, b_3
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -36,11 +37,6 @@ class Net(nn.Module):
         for w, b in ((self.w_1, self.b_1), (self.w_2, self.b_2), (self.w_3, self.b_3)):
             nn.init.kaiming_uniform_(w)
             nn.init.uniform_(b, -(w.shape[1] ** -0.5), w.shape[1] ** -0.5)
-
-    @property
-    def Param(self) -> dict[str, nn.Parameter]:
-        """The parameters by name, in the order w_1, b_1, w_2, b_2, w_3, b_3."""
-        return dict(self.named_parameters())
 
     @torch.no_grad()
     def set_Param(self, weights: Mapping[str, Tensor]) -> None:
