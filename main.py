@@ -121,7 +121,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     for path in (weights_file, checkpoint_file, graph_file):
         check_writable(path)
 
-    if args.batch_size < 25:  # a second core gains 3 % at 10 tasks, and loses much wherever it is not free
+    if args.batch_size < 25:  # a second core gains little here, and costs much where it is not free
         torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     meta = Meta(args.inner_lr, args.outer_lr, args.loss, args.inner_steps, args.first_order, device)  # line 1
@@ -212,9 +212,13 @@ def restore(
     checkpoint = load(path)
     try:
         saved = checkpoint["settings"]
-        for key, value in settings(args).items():
-            if value < saved[key] if key == "epochs" else value != saved[key]:
-                raise ValueError(f"--resume: {key} is {value}, but was {saved[key]} in the run of {path}")
+        differing = [
+            f"{key} is {value}, but was {saved[key]}"
+            for key, value in settings(args).items()
+            if (value < saved[key] if key == "epochs" else value != saved[key])
+        ]
+        if differing:
+            raise ValueError(f"--resume can't go on with {path}: {'; '.join(differing)}")
         meta.net.load_state_dict(checkpoint["net"])
         meta.outer_optim.load_state_dict(checkpoint["outer_optim"])
         tasks.rng.bit_generator.state = checkpoint["tasks"]

@@ -281,6 +281,7 @@ def test_bad_input_costs_one_line_and_no_file(outputs, number):
         (["--epochs", "99"], "epochs is 99, but was 100000"),
         (["--seed", "1"], "seed is 1, but was 0"),
         (["--inner_lr", "0.02"], "inner_lr is 0.02, but was 0.01"),
+        (["--seed", "1", "--outer_lr", "0.002"], "outer_lr is 0.002, but was 0.001; seed is 1, but was 0"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(interrupted, flags, words):
