@@ -38,7 +38,7 @@ MAX_STEPS = 10  # gradient steps in the evaluation,
 TABLE_STEPS = [0, 1, 2, 3, 5, 10]  # and those that its table shows
 GRID = np.linspace(-5.0, 5.0, 50)[:, None]  # (50, 1), the inputs that are scored in the evaluation
 PRETRAINED = "pretrained on all tasks"  # the paper's baseline
-DIVERGED = 100.0  # an MSE above this has diverged; to answer 0 everywhere costs A²/2, at most 12.5
+DIVERGED = 100.0  # an MSE above this has diverged; to answer 0 everywhere costs less than 14
 
 
 class Parser(argparse.ArgumentParser):
