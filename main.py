@@ -92,7 +92,8 @@ def parse() -> argparse.Namespace:
     if args.test and (args.resume or args.compile):
         parser.error(f"{'--resume' if args.resume else '--compile'} is for training: leave it out, or leave out --test")
     if (args.weights or args.later_lr) and not args.test:
-        parser.error(f"{'--weights' if args.weights else '--later_lr'} is for --test: add that, or leave it out")
+        given = f"--weights {args.weights}" if args.weights else f"--later_lr {args.later_lr}"
+        parser.error(f"{given} is for --test: add that, or leave it out")
     return args
 
 

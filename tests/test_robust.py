@@ -225,7 +225,7 @@ CASES = (
     + [
         (nothing, ("--resume", "--test"), ("--resume", "--test")),
         (nothing, ("--compile", "--test"), ("--compile", "--test")),
-        (nothing, ("--later_lr", "0.005"), ("--later_lr", "--test")),
+        (nothing, ("--later_lr", "0.005"), ("--later_lr", "0.005", "--test")),
         (nothing, ("--weights", "x.pt"), ("--weights", "x.pt", "--test")),
         (nothing, ("--test",), (WEIGHTS, "python3", "main.py")),
         (nothing, ("--test", "--weights", "x.pt"), ("x.pt",)),
