@@ -14,13 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-import matplotlib
-
-matplotlib.use("Agg")  # draws into files: no display is needed
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 from tqdm import tqdm
@@ -367,7 +363,8 @@ def draw_losses(path: Path, title: str, loss: str, losses: list[float], validati
     """Loss against iterations: every meta-batch, their moving average, and the validation tasks."""
     window = min(VALIDATE_EVERY, len(losses))
     smoothed = np.convolve(losses, np.full(window, 1 / window), mode="valid")
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     axes.plot(range(1, len(losses) + 1), losses, "C0", alpha=0.25, linewidth=0.5, label="training, each meta-batch")
     axes.plot(range(window, len(losses) + 1), smoothed, "C0", label=f"training, mean of the last {window} iterations")
     axes.plot(*np.reshape(validation, (-1, 2)).T, "C1", label="validation, 1,000 tasks")
@@ -384,9 +381,8 @@ def draw_losses(path: Path, title: str, loss: str, losses: list[float], validati
 
 def draw_graph(path: Path, k_x: Tensor, k_y: Tensor, truth: Tensor, predictions: dict[str, Tensor]) -> None:
     """The drawn task before and after adaptation, a panel for each learner (the paper's Figure 2)."""
-    figure, panels = plt.subplots(
-        1, len(predictions), figsize=(6.4 * len(predictions), 5.4), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(6.4 * len(predictions), 5.4), layout="constrained")
+    panels = figure.subplots(1, len(predictions), sharey=True, squeeze=False)
     for axes, (learner, pred) in zip(panels[0], predictions.items(), strict=True):
         errors = rsse(pred, truth)
         axes.plot(GRID, truth.flatten(), "C0", label="Ground Truth")
@@ -406,7 +402,8 @@ def draw_graph(path: Path, k_x: Tensor, k_y: Tensor, truth: Tensor, predictions:
 
 def draw_steps(path: Path, k_shot: int, scores: dict[str, Scores]) -> None:
     """MSE on the test tasks against the number of gradient steps (the paper's Figure 3)."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.subplots()
     steps = range(MAX_STEPS + 1)
     for learner, score in scores.items():
         axes.plot(steps, score.mse, marker=".", label=learner)
