@@ -4,19 +4,17 @@
 whole meta-batch at once: every task has fast weights of its own, stacked along a leading dimension.
 """
 
-import contextlib
-import io
-import os
-import warnings
-from collections.abc import Callable, Mapping
+import functools
+import gc
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim.adam import adam
 
-from net import Net
+from net import InputError, Net, load, write
 
 
 class Meta:
@@ -46,39 +44,38 @@ class Meta:
         self.first_order = first_order
         self.net = Net(loss).to(device)
         self.outer_optim = torch.optim.Adam(self.net.parameters(), lr=outer_lr, fused=True)
+        for parameter in self.net.parameters():  # Adam makes this in its first step: too late to load it, or to compile
+            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            self.outer_optim.state[parameter] = {"step": torch.zeros((), device=device), **moments}
 
     def adapt(
-        self,
-        k_x: Tensor,
-        k_y: Tensor,
-        steps: int,
-        weights: Mapping[str, Tensor] | None = None,
-        inner_lr: float | None = None,
+        self, k_x: Tensor, k_y: Tensor, steps: int, weights: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """The inner loop: `steps` gradient steps on the support loss of every task in the batch.
 
         Args:
-            k_x, k_y: support points, (tasks, K, 1).
+            k_x, k_y: support points, (tasks, K, 1), or of one task, (K, 1).
             steps: number of gradient steps.
             weights: fast weights to go on from; the parameters themselves unless given.
-            inner_lr: step size; α, the one of training, unless given.
 
         Returns:
-            The fast weights of every task: w_1 (tasks, 40, 1), b_1 (tasks, 40), and so on. Gradients
-            flow through them to the parameters, unless the caller has switched gradients off.
+            The fast weights of every task: w_1 (tasks, 40, 1), b_1 (tasks, 40), and so on. Gradients flow
+            through them to the parameters; under `torch.no_grad` they are plain tensors.
         """
-        inner_lr = self.inner_lr if inner_lr is None else inner_lr
-        second_order = torch.is_grad_enabled() and not self.first_order
-        with torch.enable_grad():
-            weights = dict(weights or self.net.expand(*k_x.shape[:-2]))  # line 4, for all tasks at once
-            for _ in range(steps):
-                # Line 5. A task's loss depends on its own fast weights alone, so that one call gives every task
-                # its own gradient. −α goes in as the factor of the losses: scaling the gradients costs more.
+        recording = torch.is_grad_enabled()
+        weights = dict(weights or self.net.expand(*k_x.shape[:-2]))  # line 4, for all tasks at once
+        for _ in range(steps):
+            if not recording:
+                weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
+            # Line 5. A task's loss depends on its own fast weights alone, so that one call gives every task
+            # its own gradient. −α goes in as the factor of the losses: scaling the gradients costs more.
+            with torch.enable_grad():
                 loss, _ = self.net(k_x, k_y, weights)  # (tasks,)
-                factor = torch.full_like(loss, -inner_lr)
+                factor = torch.full_like(loss, -self.inner_lr)
+                second_order = recording and not self.first_order
                 updates = torch.autograd.grad(loss, list(weights.values()), factor, create_graph=second_order)
-                # Line 6: θ' = θ − α ∇L(θ)
-                weights = {name: w + update for (name, w), update in zip(weights.items(), updates, strict=True)}
+            # Line 6: θ' = θ − α ∇L(θ)
+            weights = {name: w + update for (name, w), update in zip(weights.items(), updates, strict=True)}
         return weights
 
     def query_loss(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> Tensor:
@@ -92,28 +89,29 @@ class Meta:
         loss = self.query_loss(k_x, k_y, q_x, q_y).sum()
         return loss, torch.autograd.grad(loss, list(self.net.Param.values()))
 
-    def compile(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> None:
-        """Put one compiled graph, for meta-batches of the shapes of this one, in the place of `meta_gradient`.
+    @torch.no_grad()
+    def outer_step(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> Tensor:
+        """Line 8: an Adam step on the meta-gradient. Returns the sum of the query losses as it was before."""
+        with torch.enable_grad():
+            loss, gradients = self.meta_gradient(k_x, k_y, q_x, q_y)
+        (parameters, exp_avgs, exp_avg_sqs, steps), settings = self.adam_arguments()
+        adam(parameters, gradients, exp_avgs, exp_avg_sqs, [], steps, fused=True, **settings)
+        return loss
 
-        `torch.compile` can't differentiate twice through what it compiles. So `make_fx` runs `meta_gradient` once and
-        records its operations, those of both gradients included; what gets compiled needs no autograd any more.
+    def adam_arguments(self) -> tuple[list[list[Tensor]], dict[str, float | bool]]:
+        """The parameters with their state in `outer_optim`, and its settings, for PyTorch's `adam`.
 
-        Raises:
-            RuntimeError: there is no working C++ compiler.
+        That is the function behind `outer_optim.step`. It is called without the bookkeeping around it, which takes
+        5 % of an iteration, and would break a compiled graph in two.
         """
-        graph = make_fx(lambda *batch: self.meta_gradient(*batch))(k_x, k_y, q_x, q_y)
-        if k_x.is_cuda:
-            compiled = torch.compile(graph, fullgraph=True, dynamic=False, mode="reduce-overhead")  # CUDA graphs
-        else:
-            compiled = torch.compile(graph, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
-        self.meta_gradient = torch.no_grad()(compiled)
-        try:
-            self.meta_gradient(k_x, k_y, q_x, q_y)
-        except Exception as error:  # the backend wraps whatever the compiler's failure was
-            raise RuntimeError("torch.compile failed: on the CPU it needs a C++ compiler that works") from error
+        (group,) = self.outer_optim.param_groups
+        states = [self.outer_optim.state[parameter] for parameter in group["params"]]
+        tensors = [group["params"], *([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))]
+        settings = {key: group[key] for key in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
+        return tensors, {"beta1": group["betas"][0], "beta2": group["betas"][1], **settings}
 
     def __call__(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> float:
-        """One iteration of the outer loop: an Adam step on the meta-gradient of the meta-batch.
+        """One iteration of the outer loop.
 
         Args:
             k_x, k_y: support points, (tasks, K, 1).
@@ -122,11 +120,44 @@ class Meta:
         Returns:
             The mean over tasks of the query loss after adaptation, as it was before the outer step.
         """
-        loss, gradients = self.meta_gradient(k_x, k_y, q_x, q_y)
-        for parameter, gradient in zip(self.net.Param.values(), gradients, strict=True):
-            parameter.grad = gradient
-        self.outer_optim.step()  # Algorithm 1, line 8
-        return loss.item() / len(k_x)
+        return self.outer_step(k_x, k_y, q_x, q_y).item() / len(k_x)
+
+    def compile(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> None:
+        """Put one compiled graph, for meta-batches of the shapes of this one, in the place of `outer_step`.
+
+        `torch.compile` can't differentiate twice through what it compiles. So `make_fx` runs `meta_gradient` once and
+        records its operations, those of both gradients included; what gets compiled needs no autograd any more.
+
+        Raises:
+            InputError: this machine can't compile, for want of a working C++ compiler, say.
+        """
+        batch = k_x, k_y, q_x, q_y
+        products = {torch.ops.aten.bmm.default: _bmm, torch.ops.aten.baddbmm.default: _baddbmm}
+        graph = make_fx(lambda *batch: self.meta_gradient(*batch), {} if k_x.is_cuda else products)(*batch)
+        (parameters, exp_avgs, exp_avg_sqs, steps), settings = self.adam_arguments()
+
+        def outer_step(*batch: Tensor) -> Tensor:
+            loss, gradients = graph(*batch)
+            # The fused kernel can't be traced, and the other corrects the bias in the type of the step counts: float32.
+            counts = [step.double() for step in steps]
+            adam(parameters, gradients, exp_avgs, exp_avg_sqs, [], counts, foreach=False, **settings)
+            torch._foreach_copy_(steps, counts)
+            return loss
+
+        state = [*parameters, *exp_avgs, *exp_avg_sqs, *steps]
+        before = [tensor.detach().clone() for tensor in state]
+        for tensor in state:
+            torch._dynamo.mark_static_address(tensor)  # else what is changed in place keeps CUDA graphs from being used
+        how = {"mode": "reduce-overhead"} if k_x.is_cuda else {"options": {"cpp_wrapper": True}}
+        compiled = torch.no_grad()(torch.compile(outer_step, fullgraph=True, dynamic=False, **how))
+        try:
+            compiled(*batch)
+        except Exception as error:  # the backend wraps whatever the compiler's failure was
+            raise InputError(f"--compile failed: {' '.join(str(error).splitlines()[:2])}") from error
+        with torch.no_grad():
+            torch._foreach_copy_(state, before)
+        self.outer_step = compiled
+        gc.freeze()  # the compiler leaves many objects: to look through them again and again takes 5 % of the time
 
     def save_weights(self, path: str | Path) -> None:
         """Write the parameters to `path`: `torch.save` of the `state_dict`, on the CPU.
@@ -135,61 +166,26 @@ class Meta:
             OSError: the file can't be written; one that was there before is untouched.
         """
         weights = {name: parameter.detach().cpu() for name, parameter in self.net.Param.items()}
-        write(path, lambda file: torch.save(weights, file))
+        write(path, functools.partial(torch.save, weights))
 
     def load_weights(self, path: str | Path) -> None:
         """Copy the weights in `path` into the parameters, which stay the same objects.
 
         Raises:
             OSError: the file can't be read.
-            ValueError: it does not hold finite weights of this net. The parameters are as they were.
+            InputError: it does not hold finite weights of this net. The parameters are as they were.
         """
-        weights = load(path)
-        names = list(self.net.Param)
-        if not isinstance(weights, dict) or set(weights) != set(names):
-            raise ValueError(f"{path} does not hold the weights {', '.join(names)} and no others")
-        for name, parameter in self.net.Param.items():
-            w = weights[name]
-            if not isinstance(w, Tensor) or w.layout != torch.strided or w.is_nested or w.is_meta:
-                raise ValueError(f"{path}: {name} is not a plain tensor")
-            if w.shape != parameter.shape or w.dtype != parameter.dtype:
-                raise ValueError(
-                    f"{path}: {name} is {tuple(w.shape)} {w.dtype}, not {tuple(parameter.shape)} {parameter.dtype}"
-                )
-            if not w.isfinite().all():
-                raise ValueError(f"{path}: {name} has values that are not finite")
-        self.net.set_Param(weights)
+        self.net.set_Param(load(path, like=self.net.Param))
 
 
-def load(path: str | Path) -> object:
-    """What `torch.save` wrote to `path`, on the CPU. Only plain data and tensors are read; no code is run.
-
-    Raises:
-        OSError: the file can't be read.
-        ValueError: it isn't such a file, it is damaged, or it holds anything else.
-    """
-    content = Path(path).read_bytes()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of oddities in a file that is refused, or sound all the same
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can make the reader raise almost anything
-        raise ValueError(f"{path} can't be loaded: it isn't a file of plain tensors, or it is damaged") from error
+def _bmm(a: Tensor, b: Tensor) -> Tensor:
+    """(tasks, n, m), (tasks, m, p) -> (tasks, n, p) in the form that compiles to the fastest code on a CPU."""
+    if b.stride(0) == 0:  # θ serves all tasks: one product over all their points
+        return (a.flatten(0, 1) @ b[0]).unflatten(0, a.shape[:2])
+    if a.shape[2] < 40 or b.shape[2] == 1:  # a sum over points, or a side of 1: becomes part of the loops around it
+        return (a.unsqueeze(-1) * b.unsqueeze(1)).sum(2)
+    return NotImplemented  # as it is
 
 
-def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
-    """Write with `save` to a temporary file beside `path`, then move it there: all of it or nothing.
-
-    Raises:
-        OSError: the file can't be written; one that was there before is untouched.
-    """
-    buffer = io.BytesIO()
-    save(buffer)
-    temporary = Path(f"{path}.tmp")
-    try:
-        temporary.write_bytes(buffer.getbuffer())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OSError(f"{path} can't be written: {error.strerror}") from error
+def _baddbmm(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return c + torch.bmm(a, b)
