@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # k_x, k_y, q_x, q_y
 
-BLOCK = 50  # iterations whose inputs are drawn together: iteration by iteration, it takes a tenth of a compiled run
+BLOCK = 50  # iterations whose inputs are drawn in one call, since calls cost more here than numbers do
 
 
 class Sinusoid(Dataset):
