@@ -44,16 +44,15 @@ class Sinusoid(Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         """Task `index`: k_x (K, 1), k_y (K, 1), q_x (Q, 1), q_y (Q, 1), float64."""
-        k_x, k_y, q_x, q_y = self.__getitems__([index])
+        k_x, k_y, q_x, q_y = self.batch([index])
         return k_x[0], k_y[0], q_x[0], q_y[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Several tasks at once: k_x (tasks, K, 1), k_y (tasks, K, 1), q_x (tasks, Q, 1), q_y (tasks, Q, 1)."""
-        return self.draw(indices, self.rng)
+    def batch(self, indices: Sequence[int], rng: np.random.Generator | None = None) -> Batch:
+        """Several tasks at once: k_x (tasks, K, 1), k_y (tasks, K, 1), q_x (tasks, Q, 1), q_y (tasks, Q, 1).
 
-    def draw(self, indices: Sequence[int], rng: np.random.Generator) -> Batch:
-        """The same, with inputs from `rng`."""
-        x = rng.uniform(-5.0, 5.0, (len(indices), self.k_shot + self.q_query, 1))
+        Their inputs come from `rng` if it is given, and else from the generator of the dataset.
+        """
+        x = (rng or self.rng).uniform(-5.0, 5.0, (len(indices), self.k_shot + self.q_query, 1))
         x, y = torch.from_numpy(x), torch.from_numpy(self.target(indices, x))
         support, query = slice(None, self.k_shot), slice(self.k_shot, None)
         return tuple(points.contiguous() for points in (x[:, support], y[:, support], x[:, query], y[:, query]))
@@ -75,5 +74,5 @@ def meta_batches(
         # The spawn key makes a stream of its own; a longer seed need not: (1, 0) and (1, 0, 0) are the same to NumPy.
         rng = np.random.default_rng(np.random.SeedSequence(tasks.seed, spawn_key=(block,)))
         indices = np.arange(block * BLOCK * batch_size, (block + 1) * BLOCK * batch_size) % len(tasks)
-        points = [tensor.to(device).unflatten(0, (BLOCK, batch_size)) for tensor in tasks.draw(indices, rng)]
+        points = [tensor.to(device).unflatten(0, (BLOCK, batch_size)) for tensor in tasks.batch(indices, rng)]
         yield from itertools.islice(zip(*points, strict=True), max(0, start - block * BLOCK), None)

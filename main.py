@@ -8,6 +8,7 @@ python3 main.py --test    measures the trained weights on 10,000 test tasks and
 import argparse
 import contextlib
 import functools
+import itertools
 import math
 import os
 import shlex
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +26,9 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Sinusoid, meta_batches
+from data import Batch, Sinusoid, meta_batches
 from meta import Meta
-from net import LOSSES, InputError, load, write
+from net import LOSSES, InputError, load, save, write
 
 # Independent random streams, told apart by the first word of their seeds. Training tasks and the drawn
 # task follow --seed, as the initial weights do; validation and test tasks are the same in every run.
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     # Measured on two cores, meta-batches of 25 to 1000 tasks: a run alone is 1.2 to 1.9 times as fast with two threads;
     # two runs at once, each with two, are 4 to 20 times as slow as with one.
-    if "OMP_NUM_THREADS" not in os.environ:
+    if not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(*(f"{key}={value}" for key, value in vars(args).items()), f"device={device}")
@@ -62,11 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
+    parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
+    parser.error = lambda message: parser.exit(2, f"main.py: {message}\n")  # one line, without the usage
     add = parser.add_argument_group("training settings, which name the files of a run").add_argument
     whole, rate = functools.partial(number, int), number(float, 1e-300, 1e300)
     add("--epochs", metavar="N", type=whole(1, 10**7), default=70_000, help="iterations of the outer loop")
@@ -91,13 +93,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"main.py: {message}\n")
-
-
 def number(kind: type, low: float, high: float) -> Callable[[str], float]:
     """An argparse type: an `int` or `float` from `low` to `high`."""
 
@@ -107,28 +102,28 @@ def number(kind: type, low: float, high: float) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole ' * (kind is int)}number from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number from {low} to {high}")
         return value
 
     return convert
 
 
-def settings(args: argparse.Namespace) -> list[str]:
-    """The training settings that are not the defaults, in the order of the flags: epochs=600, first_order, …"""
+def settings(args: argparse.Namespace) -> dict[str, int | float | str | bool]:
+    """The training settings that are not the defaults, in the order of the flags."""
     defaults, others = vars(parse([])), ("compile", "resume", "test", "weights")
-    changed = {key: value for key, value in vars(args).items() if key not in others and value != defaults[key]}
-    return [key if value is True else f"{key}={value}" for key, value in changed.items()]
+    return {key: value for key, value in vars(args).items() if key not in others and value != defaults[key]}
 
 
 def run_name(args: argparse.Namespace) -> str:
-    """What tells a run from every other, for the names of its files: K, and what is not the default."""
-    return ",".join([f"k={args.k_shot}", *(setting for setting in settings(args) if not setting.startswith("k_shot"))])
+    """What tells a run from every other, for the names of its files: K, then the settings that are not the defaults."""
+    named = {"k": args.k_shot, **settings(args)}
+    return ",".join(key if value is True else f"{key}={value}" for key, value in named.items() if key != "k_shot")
 
 
 def command(args: argparse.Namespace, *flags: str) -> str:
     """The command line that starts this program from this folder, with the settings of `args` and with `flags`."""
-    words = [word for setting in settings(args) for word in f"--{setting}".split("=")]
-    return shlex.join([sys.orig_argv[0], os.path.relpath(__file__), *words, *flags])
+    words = [[f"--{key}"] if value is True else [f"--{key}", str(value)] for key, value in settings(args).items()]
+    return shlex.join([sys.orig_argv[0], os.path.relpath(__file__), *itertools.chain(*words), *flags])
 
 
 class Run(NamedTuple):
@@ -141,7 +136,7 @@ class Run(NamedTuple):
 
 
 def train(args: argparse.Namespace, device: torch.device) -> None:
-    """Algorithm 1 of the paper, with validation, checkpoints and a loss graph."""
+    """Start a run or go on with it, and write what comes of it, however it ends."""
     name = run_name(args)
     weights_file, checkpoint_file = Path("weights", f"w({name}).pt"), Path("weights", f"checkpoint({name}).pt")
     graph_file = Path("res", "loss_final.png" if name == "k=10" else f"loss_final({name}).png")
@@ -153,46 +148,54 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     if args.resume:
         load_checkpoint(checkpoint_file, run, args.epochs)
     elif checkpoint_file.exists():
-        raise InputError(f"{checkpoint_file} is of a run that was interrupted: add --resume to go on, or delete it")
+        raise InputError(f"{checkpoint_file} is of a run that has not ended: add --resume to go on, or delete it")
     tasks = Sinusoid(args.k_shot, seed=(TRAIN, args.seed))
     validation_tasks = Sinusoid(args.k_shot, num_tasks=VALIDATION_TASKS, seed=(VALIDATION,))
-    validation_batch = [tensor.to(device) for tensor in validation_tasks.__getitems__(range(VALIDATION_TASKS))]
+    validation_batch = tuple(tensor.to(device) for tensor in validation_tasks.batch(range(VALIDATION_TASKS)))
     if args.compile:
         print("compiling …", flush=True)
         meta.compile(*next(meta_batches(tasks, args.batch_size, device=device)))
 
     batches = meta_batches(tasks, args.batch_size, len(run.losses), device)
+    results = functools.partial(save_results, args, run, validation_batch, weights_file, graph_file)
     with interruptions() as signals:
-        with tqdm(total=args.epochs, initial=len(run.losses), unit="it") as bar:
-            while len(run.losses) < args.epochs and not signals:  # line 2
-                batch = next(batches)  # line 3
-                loss = meta(*batch)  # lines 4 to 8
-                run.losses.append(loss)
-                check_finite(loss, len(run.losses))
-                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                bar.update()
-                if len(run.losses) % VALIDATE_EVERY == 0:
-                    validate(run, validation_batch)
-                    save_checkpoint(checkpoint_file, run)
-
+        try:
+            outer_loop(run, args.epochs, batches, validation_batch, checkpoint_file, signals)
+        except InputError:  # diverged: what was best until then is a result all the same
+            results(finished=False)
+            raise
         finished = len(run.losses) == args.epochs
         if not finished:
             save_checkpoint(checkpoint_file, run)
-        elif args.epochs % VALIDATE_EVERY:
-            validate(run, validation_batch)
-        if finished or not surpassed(run, weights_file, validation_batch):
-            draw_losses(graph_file, f"Training, {name}", args.loss, run)
-            print(f"loss graph: {graph_file}")
-            if run.validation:
-                meta.net.set_Param(run.best)
-                meta.save_weights(weights_file)
-                print(f"weights: {weights_file}, best validation loss: {min(run.validation):.4f}")
-    if not finished:
-        again = command(args, *["--compile"] * args.compile, "--resume")
-        print(f"interrupted after {len(run.losses)} of {args.epochs} iterations; to go on: {again}")
-        sys.exit(128 + signals[0])
-    checkpoint_file.unlink(missing_ok=True)
-    print(f"to measure them: {command(args, '--test')}")
+        results(finished)
+        if finished:
+            checkpoint_file.unlink(missing_ok=True)
+            print(f"to measure them: {command(args, '--test')}")
+        else:
+            again = command(args, *["--compile"] * args.compile, "--resume")
+            print(f"interrupted after {len(run.losses)} of {args.epochs} iterations; to go on: {again}")
+            sys.exit(128 + signals[0])
+
+
+def outer_loop(
+    run: Run,
+    epochs: int,
+    batches: Iterator[Batch],
+    validation_batch: Batch,
+    checkpoint_file: Path,
+    signals: list[int],
+) -> None:
+    """Algorithm 1 of the paper, with validation and checkpoints, until its end or a signal."""
+    with tqdm(total=epochs, initial=len(run.losses), unit="it") as bar:
+        while len(run.losses) < epochs and not signals:  # line 2
+            batch = next(batches)  # line 3
+            loss = run.meta(*batch)  # lines 4 to 8
+            run.losses.append(check_finite(loss, run))
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update()
+            if len(run.losses) % VALIDATE_EVERY == 0 or len(run.losses) == epochs:
+                validate(run, validation_batch)
+                save_checkpoint(checkpoint_file, run)
 
 
 @contextlib.contextmanager
@@ -208,33 +211,48 @@ def interruptions() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def check_finite(loss: float, iteration: int) -> None:
-    if not math.isfinite(loss):
-        raise InputError(f"the loss is {loss} at iteration {iteration}: try a smaller --inner_lr or --outer_lr")
+def check_finite(loss: float, run: Run) -> float:
+    """The loss itself, where it is a number whose square is one, too: Adam needs that."""
+    if not abs(loss) < 1e150:
+        raise InputError(
+            f"the loss is {loss} at iteration {len(run.losses) + 1}: "
+            "try a smaller --inner_lr or --outer_lr, or fewer --inner_steps"
+        )
+    return loss
 
 
-def validate(run: Run, batch: Sequence[Tensor]) -> None:
+def validate(run: Run, batch: Batch) -> None:
     """Record the loss on the validation tasks, and the weights if it is the lowest so far."""
-    loss = validation_loss(run.meta, batch)
-    check_finite(loss, len(run.losses))
+    loss = check_finite(validation_loss(run.meta, batch), run)
     if loss < min(run.validation, default=math.inf):
         run.best.update({name: parameter.detach().clone() for name, parameter in run.meta.net.Param.items()})
     run.validation.append(loss)
 
 
 @torch.no_grad()
-def validation_loss(meta: Meta, batch: Sequence[Tensor]) -> float:
+def validation_loss(meta: Meta, batch: Batch) -> float:
     chunks = zip(*(tensor.split(CHUNK) for tensor in batch), strict=True)
     return torch.cat([meta.query_loss(*chunk) for chunk in chunks]).mean().item()
 
 
-def surpassed(run: Run, path: Path, batch: Sequence[Tensor]) -> bool:
-    """Whether `path` has better weights than the best of `run`: those of a run that went further."""
-    try:
-        run.meta.load_weights(path)
-    except (OSError, InputError):
-        return False
-    return validation_loss(run.meta, batch) < min(run.validation, default=math.inf)
+def save_results(
+    args: argparse.Namespace, run: Run, batch: Batch, weights_file: Path, graph_file: Path, finished: bool
+) -> None:
+    """Write the best weights and the loss graph, but not in the place of better ones if the run has not finished."""
+    if not run.validation:
+        return
+    best = min(run.validation)
+    if not finished:
+        with contextlib.suppress(OSError, InputError):  # where there are no weights yet, or no sound ones
+            run.meta.load_weights(weights_file)
+            if validation_loss(run.meta, batch) <= best:
+                print(f"{weights_file} is no worse than the weights of this run so far, and stays as it is")
+                return
+    run.meta.net.set_Param(run.best)
+    run.meta.save_weights(weights_file)
+    draw_losses(graph_file, args, run)
+    print(f"weights: {weights_file}, best validation loss: {best:.5g}")
+    print(f"loss graph: {graph_file}")
 
 
 def checkpoint(run: Run) -> dict[str, Tensor]:
@@ -249,22 +267,24 @@ def checkpoint(run: Run) -> dict[str, Tensor]:
 
 def save_checkpoint(path: Path, run: Run) -> None:
     """Write `run`; `load_checkpoint` brings it back, bit for bit."""
-    write(path, functools.partial(torch.save, checkpoint(run)))
+    save(path, checkpoint(run))
 
 
 def load_checkpoint(path: Path, run: Run, epochs: int) -> None:
     """Put `run`, which has not begun yet, where `save_checkpoint` found it. An `InputError` if that can't be."""
     if not path.exists():
         raise InputError(f"--resume found no checkpoint {path}: without it, training starts from the beginning")
-    blank = checkpoint(run)
-    saved = load(path, like=blank)
+    state = checkpoint(run)  # the very tensors of the run, but for its losses, of which there are none yet
+    saved = load(path, like=state)
     losses, validation = saved.pop("losses").tolist(), saved.pop("validation").tolist()
-    if len(losses) > epochs or len(validation) != len(losses) // VALIDATE_EVERY:
-        raise InputError(f"{path} holds {len(losses)} losses and {len(validation)} validations, which is no such run")
+    count = len(losses)
+    validated = math.ceil(count / VALIDATE_EVERY) if count == epochs else count // VALIDATE_EVERY
+    if count > epochs or len(validation) != validated or min(losses + validation, default=0.0) < 0.0:
+        raise InputError(f"{path} holds {count} losses and {len(validation)} validations that are no such run's")
     for name, tensor in saved.items():
-        blank[name].copy_(tensor)
+        state[name].copy_(tensor)
     for moments in run.meta.outer_optim.state.values():
-        moments["step"].fill_(len(losses))
+        moments["step"].fill_(count)
     run.losses.extend(losses)
     run.validation.extend(validation)
 
@@ -274,7 +294,7 @@ def check_writable(*paths: Path) -> None:
     for path in paths:
         try:
             path.parent.mkdir(exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp"):
                 pass
         except OSError as error:
             raise OSError(f"{path.parent} must be a folder that can be written to: {error.strerror}") from error
@@ -285,41 +305,40 @@ def check_writable(*paths: Path) -> None:
 def test(args: argparse.Namespace, device: torch.device) -> None:
     """The evaluation: one drawn task, then TEST_TASKS test tasks, with 0 to MAX_STEPS gradient steps."""
     name = run_name(args)
-    if args.weights:
-        files = {args.weights.name: args.weights}
-    else:
-        learner = PRETRAINED if args.inner_steps == 0 else "FOMAML" if args.first_order else "MAML"
-        files = {learner: Path("weights", f"w({name}).pt")}
-    (weights_file,) = files.values()
+    weights_file = args.weights or Path("weights", f"w({name}).pt")
     if not weights_file.exists():
-        hint = "check --weights" if args.weights else f"{command(args)} makes them"
+        begun = ["--resume"] * Path("weights", f"checkpoint({name}).pt").exists()
+        hint = "check --weights" if args.weights else f"{command(args, *begun)} makes them"
         raise InputError(f"there are no weights {weights_file}: {hint}")
-    pretrained = argparse.Namespace(**{**vars(args), "inner_steps": 0, "first_order": False})
-    baseline_file = Path("weights", f"w({run_name(pretrained)}).pt")
+    trained_as = PRETRAINED if args.inner_steps == 0 else "FOMAML" if args.first_order else "MAML"
+    files = [(weights_file.name if args.weights else trained_as, weights_file)]
+    baseline = argparse.Namespace(**{**vars(args), "inner_steps": 0, "first_order": False})
+    baseline_file = Path("weights", f"w({run_name(baseline)}).pt")
     if args.inner_steps and baseline_file.exists():
-        files[PRETRAINED] = baseline_file
-    learners = {learner: Meta(args.inner_lr, loss=args.loss, device=device) for learner in files}
-    for learner, file in files.items():
-        learners[learner].load_weights(file)
-    shown = f"{name},weights={args.weights.stem}" if args.weights else name
+        files.append((PRETRAINED, baseline_file))
+    shown = f"{name},weights={weights_file.stem}" if args.weights else name
     graph_file, steps_file = Path("res", f"graph({shown}).png"), Path("res", f"steps({shown}).png")
     check_writable(graph_file, steps_file)
+    learners = [Meta(args.inner_lr, loss=args.loss, device=device) for _ in files]
+    for meta, (_, file) in zip(learners, files, strict=True):
+        meta.load_weights(file)
 
     drawn = Sinusoid(args.k_shot, num_tasks=1, seed=(DRAWN, args.seed))
     k_x, k_y, _, _ = drawn[0]
     truth = torch.from_numpy(drawn.target([0], GRID)[0])  # (50, 1)
-    predictions = {learner: predict(meta, k_x.to(device), k_y.to(device)).cpu() for learner, meta in learners.items()}
-    pre, post = rsse(next(iter(predictions.values())), truth)[:2]
-    print(f"| pre loss: {pre:.3f} | post loss: {post:.3f} |")
+    predictions = [predict(meta, k_x.to(device), k_y.to(device)).cpu() for meta in learners]
+    errors = [(pred - truth).square().sum((1, 2)).sqrt().tolist() for pred in predictions]  # √SSE after 0, 1, … steps
+    print(f"| pre loss: {errors[0][0]:.3f} | post loss: {errors[0][1]:.3f} |")
 
-    scores = {}
-    for learner, meta in learners.items():
+    scores = []
+    for meta, (label, file) in zip(learners, files, strict=True):
         tasks = Sinusoid(args.k_shot, q_query=0, num_tasks=TEST_TASKS, seed=(TEST,))
-        scores[learner] = summarize(evaluate(meta, tasks, device))
-        print(f"\n{learner}, {files[learner]}, on {TEST_TASKS} test tasks with K = {args.k_shot}:")
-        print_scores(scores[learner])
-    draw_graph(graph_file, k_x, k_y, truth, predictions)
-    draw_steps(steps_file, args.k_shot, scores)
+        scores.append(summarize(evaluate(meta, tasks, device)))
+        print(f"\n{label}, {file}, on {TEST_TASKS} test tasks with K = {args.k_shot}:")
+        print_scores(scores[-1])
+    labels = [label.replace("$", r"\$") for label, _ in files]  # a $ begins a formula
+    draw_graph(graph_file, k_x, k_y, truth, labels, predictions, errors)
+    draw_steps(steps_file, args.k_shot, labels, scores)
     print(f"\ngraphs: {graph_file}, {steps_file}")
 
 
@@ -342,15 +361,12 @@ def predict(meta: Meta, k_x: Tensor, k_y: Tensor) -> Tensor:
     return torch.stack(predictions)
 
 
-def evaluate(meta: Meta, tasks: Sinusoid, device: torch.device, chunk: int = CHUNK) -> Tensor:
-    """Sum of squared errors over GRID of every task after 0 to MAX_STEPS steps: (MAX_STEPS + 1, tasks).
-
-    The tasks are taken in chunks, which bounds the memory and changes nothing else.
-    """
+def evaluate(meta: Meta, tasks: Sinusoid, device: torch.device) -> Tensor:
+    """Sum of squared errors over GRID of every task after 0 to MAX_STEPS steps: (MAX_STEPS + 1, tasks)."""
     sse = []
-    for start in tqdm(range(0, len(tasks), chunk), unit="chunk", leave=False):
-        indices = range(start, min(start + chunk, len(tasks)))
-        k_x, k_y, _, _ = tasks.__getitems__(indices)
+    for start in tqdm(range(0, len(tasks), CHUNK), unit="chunk", leave=False):
+        indices = range(start, min(start + CHUNK, len(tasks)))
+        k_x, k_y, _, _ = tasks.batch(indices)
         pred = predict(meta, k_x.to(device), k_y.to(device)).cpu()
         sse.append((pred - torch.from_numpy(tasks.target(indices, GRID))).square().sum((-2, -1)))
     return torch.cat(sse, dim=1)
@@ -375,11 +391,6 @@ def summarize(sse: Tensor) -> dict[str, Tensor]:
     return scores
 
 
-def rsse(pred: Tensor, truth: Tensor) -> list[float]:
-    """√SSE over GRID for each number of gradient steps: (MAX_STEPS + 1, 50, 1), (50, 1) -> (MAX_STEPS + 1,)."""
-    return (pred - truth).square().sum((1, 2)).sqrt().tolist()
-
-
 def print_scores(scores: dict[str, Tensor]) -> None:
     """A table of means ± 95 % confidence intervals, a row for each of TABLE_STEPS."""
     print("gradient steps   √SSE of 50 points               MSE   median MSE   diverged")
@@ -389,7 +400,7 @@ def print_scores(scores: dict[str, Tensor]) -> None:
         print(f"{step:14}  ", row.format(**values, tasks=TEST_TASKS))
 
 
-def draw_losses(path: Path, title: str, loss: str, run: Run) -> None:
+def draw_losses(path: Path, args: argparse.Namespace, run: Run) -> None:
     """Loss against iterations: every meta-batch, their moving average, and the validation tasks."""
     count = len(run.losses)
     window = min(VALIDATE_EVERY, count)
@@ -399,9 +410,10 @@ def draw_losses(path: Path, title: str, loss: str, run: Run) -> None:
     axes = figure.subplots()
     axes.plot(range(1, count + 1), run.losses, "C0", alpha=0.25, linewidth=0.5, label="training, each meta-batch")
     axes.plot(range(window, count + 1), smoothed, "C0", label=f"training, mean of the last {window:,} iterations")
-    axes.plot(validated, run.validation, "C1", label=f"validation, {VALIDATION_TASKS:,} tasks")
-    unit = {"rsse": "√SSE of 15 query points", "mse": "MSE of the query points"}[loss]
-    axes.set(title=title, xlabel="iteration of the outer loop", ylabel=f"query loss ({unit})", yscale="log")
+    axes.plot(validated, run.validation, "C1.-", markersize=3, label=f"validation, {VALIDATION_TASKS:,} tasks")
+    unit = {"rsse": "√SSE of 15 query points", "mse": "MSE of the query points"}[args.loss]
+    axes.set(title=f"Training, {run_name(args)}", yscale="log")
+    axes.set(xlabel="iteration of the outer loop", ylabel=f"query loss ({unit})")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
@@ -411,19 +423,27 @@ def draw_losses(path: Path, title: str, loss: str, run: Run) -> None:
     write(path, figure.savefig)
 
 
-def draw_graph(path: Path, k_x: Tensor, k_y: Tensor, truth: Tensor, predictions: dict[str, Tensor]) -> None:
+def draw_graph(
+    path: Path,
+    k_x: Tensor,
+    k_y: Tensor,
+    truth: Tensor,
+    labels: list[str],
+    predictions: list[Tensor],
+    errors: list[list[float]],
+) -> None:
     """The drawn task before and after adaptation, the first learner large (the paper's Figure 2)."""
-    width = [2] + [1] * (len(predictions) - 1)
+    width = [2] + [1] * (len(labels) - 1)
     figure = Figure(figsize=(4 * sum(width), 5.4), dpi=120, layout="constrained")
-    panels = figure.subplots(1, len(predictions), sharey=True, squeeze=False, width_ratios=width)[0]
-    for axes, (learner, pred) in zip(panels, predictions.items(), strict=True):
+    panels = figure.subplots(1, len(labels), sharey=True, squeeze=False, width_ratios=width)[0]
+    for axes, label, pred, error in zip(panels, labels, predictions, errors, strict=True):
         axes.plot(GRID, truth, "C0", label="Ground Truth")
         axes.plot(GRID, pred[0], "C1:", label="Pre Update")
-        axes.plot(GRID, pred[1], "C2", label="One Grad Step")
+        axes.plot(GRID, pred[1], "C2", linewidth=2.5, label="One Grad Step")
         axes.plot(GRID, pred[10], "C3--", label="Ten Grad Steps")
         axes.plot(k_x, k_y, "k^", label=f"K = {len(k_x)} Support Points")
-        errors = " → ".join(f"{error:.2f}" for error in [rsse(pred, truth)[step] for step in (0, 1, 10)])
-        axes.set_title(f"{learner}\n√SSE after 0 → 1 → 10 steps: {errors}", fontsize="medium")
+        title = f"{label}\n√SSE after 0 → 1 → 10 steps: {error[0]:.2f} → {error[1]:.2f} → {error[10]:.2f}"
+        axes.set_title(title, fontsize="medium")
         axes.set(xlabel="x")
         axes.grid(alpha=0.3)
         if axes is panels[0]:  # the others may leave its frame
@@ -432,14 +452,14 @@ def draw_graph(path: Path, k_x: Tensor, k_y: Tensor, truth: Tensor, predictions:
     write(path, figure.savefig)
 
 
-def draw_steps(path: Path, k_shot: int, scores: dict[str, dict[str, Tensor]]) -> None:
+def draw_steps(path: Path, k_shot: int, labels: list[str], scores: list[dict[str, Tensor]]) -> None:
     """MSE on the test tasks against the number of gradient steps (the paper's Figure 3)."""
     figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained")
     axes = figure.subplots()
     steps = range(MAX_STEPS + 1)
-    for learner, score in scores.items():
+    for label, score in zip(labels, scores, strict=True):
         mse, ci = score["mse"], score["mse_ci"]
-        axes.plot(steps, mse, marker=".", label=learner)
+        axes.plot(steps, mse, marker=".", label=label)
         axes.fill_between(steps, mse - ci, mse + ci, alpha=0.3)
     axes.set(title=f"{TEST_TASKS:,} test tasks, K = {k_shot}, mean and 95 % confidence interval")
     axes.set(xlabel="gradient steps", ylabel="MSE of 50 points", xticks=steps, ylim=(0, None))

@@ -4,7 +4,6 @@
 whole meta-batch at once: every task has fast weights of its own, stacked along a leading dimension.
 """
 
-import functools
 import gc
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.adam import adam
 
-from net import InputError, Net, load, write
+from net import InputError, Net, load, save
 
 
 class Meta:
@@ -94,21 +93,9 @@ class Meta:
         """Line 8: an Adam step on the meta-gradient. Returns the sum of the query losses as it was before."""
         with torch.enable_grad():
             loss, gradients = self.meta_gradient(k_x, k_y, q_x, q_y)
-        (parameters, exp_avgs, exp_avg_sqs, steps), settings = self.adam_arguments()
+        (parameters, exp_avgs, exp_avg_sqs, steps), settings = self._adam_arguments()
         adam(parameters, gradients, exp_avgs, exp_avg_sqs, [], steps, fused=True, **settings)
         return loss
-
-    def adam_arguments(self) -> tuple[list[list[Tensor]], dict[str, float | bool]]:
-        """The parameters with their state in `outer_optim`, and its settings, for PyTorch's `adam`.
-
-        That is the function behind `outer_optim.step`. It is called without the bookkeeping around it, which takes
-        5 % of an iteration, and would break a compiled graph in two.
-        """
-        (group,) = self.outer_optim.param_groups
-        states = [self.outer_optim.state[parameter] for parameter in group["params"]]
-        tensors = [group["params"], *([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))]
-        settings = {key: group[key] for key in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
-        return tensors, {"beta1": group["betas"][0], "beta2": group["betas"][1], **settings}
 
     def __call__(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> float:
         """One iteration of the outer loop.
@@ -127,6 +114,7 @@ class Meta:
 
         `torch.compile` can't differentiate twice through what it compiles. So `make_fx` runs `meta_gradient` once and
         records its operations, those of both gradients included; what gets compiled needs no autograd any more.
+        The settings and the state tensors of `outer_optim` are fixed from here on.
 
         Raises:
             InputError: this machine can't compile, for want of a working C++ compiler, say.
@@ -134,7 +122,7 @@ class Meta:
         batch = k_x, k_y, q_x, q_y
         products = {torch.ops.aten.bmm.default: _bmm, torch.ops.aten.baddbmm.default: _baddbmm}
         graph = make_fx(lambda *batch: self.meta_gradient(*batch), {} if k_x.is_cuda else products)(*batch)
-        (parameters, exp_avgs, exp_avg_sqs, steps), settings = self.adam_arguments()
+        (parameters, exp_avgs, exp_avg_sqs, steps), settings = self._adam_arguments()
 
         def outer_step(*batch: Tensor) -> Tensor:
             loss, gradients = graph(*batch)
@@ -152,7 +140,7 @@ class Meta:
         compiled = torch.no_grad()(torch.compile(outer_step, fullgraph=True, dynamic=False, **how))
         try:
             compiled(*batch)
-        except Exception as error:  # the backend wraps whatever the compiler's failure was
+        except RuntimeError as error:  # what PyTorch's compilers raise, whatever failed
             raise InputError(f"--compile failed: {' '.join(str(error).splitlines()[:2])}") from error
         with torch.no_grad():
             torch._foreach_copy_(state, before)
@@ -160,13 +148,8 @@ class Meta:
         gc.freeze()  # the compiler leaves many objects: to look through them again and again takes 5 % of the time
 
     def save_weights(self, path: str | Path) -> None:
-        """Write the parameters to `path`: `torch.save` of the `state_dict`, on the CPU.
-
-        Raises:
-            OSError: the file can't be written; one that was there before is untouched.
-        """
-        weights = {name: parameter.detach().cpu() for name, parameter in self.net.Param.items()}
-        write(path, functools.partial(torch.save, weights))
+        """Write the parameters to `path`, a `torch.save` of the `state_dict`. An `OSError` if that can't be done."""
+        save(path, self.net.Param)
 
     def load_weights(self, path: str | Path) -> None:
         """Copy the weights in `path` into the parameters, which stay the same objects.
@@ -177,12 +160,24 @@ class Meta:
         """
         self.net.set_Param(load(path, like=self.net.Param))
 
+    def _adam_arguments(self) -> tuple[list[list[Tensor]], dict[str, float]]:
+        """The parameters with their state in `outer_optim`, and its settings, for PyTorch's `adam`.
+
+        That is the function behind `outer_optim.step`. It is called without the bookkeeping around it, which takes
+        5 % of an iteration, and would break a compiled graph in two.
+        """
+        (group,) = self.outer_optim.param_groups
+        states = [self.outer_optim.state[parameter] for parameter in group["params"]]
+        tensors = [group["params"], *([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))]
+        settings = {key: group[key] for key in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
+        return tensors, {"beta1": group["betas"][0], "beta2": group["betas"][1], **settings}
+
 
 def _bmm(a: Tensor, b: Tensor) -> Tensor:
     """(tasks, n, m), (tasks, m, p) -> (tasks, n, p) in the form that compiles to the fastest code on a CPU."""
     if b.stride(0) == 0:  # θ serves all tasks: one product over all their points
         return (a.flatten(0, 1) @ b[0]).unflatten(0, a.shape[:2])
-    if a.shape[2] < 40 or b.shape[2] == 1:  # a sum over points, or a side of 1: becomes part of the loops around it
+    if a.shape[2] < 40 or b.shape[2] == 1:  # fewer terms than units, or a column: becomes part of the loops around it
         return (a.unsqueeze(-1) * b.unsqueeze(1)).sum(2)
     return NotImplemented  # as it is
 

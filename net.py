@@ -5,6 +5,7 @@ the fast weights of one task, or of a whole meta-batch of tasks at once.
 """
 
 import contextlib
+import functools
 import io
 import os
 import uuid
@@ -107,10 +108,12 @@ def load(path: str | Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file can make the reader raise almost anything
         raise InputError(f"{path} can't be loaded: it isn't a file of plain tensors, or it is damaged") from error
     if not isinstance(tensors, dict) or set(tensors) != set(like):
-        raise InputError(f"{path} does not hold {', '.join(like)} and nothing else")
+        first, *_, last = like
+        raise InputError(f"{path} does not hold the {len(like)} tensors from {first} to {last} and nothing else")
     for name, expected in like.items():
         tensor = tensors[name]
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_nested
+        if not plain or tensor.is_meta or not tensor.is_contiguous():
             raise InputError(f"{path}: {name} is not a plain tensor")
         shape = expected.shape if expected.numel() else (tensor.numel(),)
         if tensor.shape != shape or tensor.dtype != torch.float64:
@@ -118,6 +121,11 @@ def load(path: str | Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not tensor.isfinite().all():
             raise InputError(f"{path}: {name} has values that are not finite")
     return tensors
+
+
+def save(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors` for `load` to read on any device. An `OSError` as of `write`."""
+    write(path, functools.partial(torch.save, {name: tensor.detach().cpu() for name, tensor in tensors.items()}))
 
 
 def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
