@@ -190,7 +190,7 @@ def outer_loop(
         while len(run.losses) < epochs and not signals:  # line 2
             batch = next(batches)  # line 3
             loss = run.meta(*batch)  # lines 4 to 8
-            run.losses.append(check_finite(loss, run))
+            run.losses.append(check_finite(loss, len(run.losses) + 1))
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
             if len(run.losses) % VALIDATE_EVERY == 0 or len(run.losses) == epochs:
@@ -211,11 +211,11 @@ def interruptions() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def check_finite(loss: float, run: Run) -> float:
+def check_finite(loss: float, iteration: int) -> float:
     """The loss itself, where it is a number whose square is one, too: Adam needs that."""
     if not abs(loss) < 1e150:
         raise InputError(
-            f"the loss is {loss} at iteration {len(run.losses) + 1}: "
+            f"the loss is {loss} at iteration {iteration}: "
             "try a smaller --inner_lr or --outer_lr, or fewer --inner_steps"
         )
     return loss
@@ -223,7 +223,7 @@ def check_finite(loss: float, run: Run) -> float:
 
 def validate(run: Run, batch: Batch) -> None:
     """Record the loss on the validation tasks, and the weights if it is the lowest so far."""
-    loss = check_finite(validation_loss(run.meta, batch), run)
+    loss = check_finite(validation_loss(run.meta, batch), len(run.losses))
     if loss < min(run.validation, default=math.inf):
         run.best.update({name: parameter.detach().clone() for name, parameter in run.meta.net.Param.items()})
     run.validation.append(loss)
@@ -282,7 +282,7 @@ def load_checkpoint(path: Path, run: Run, epochs: int) -> None:
     if count > epochs or len(validation) != validated or min(losses + validation, default=0.0) < 0.0:
         raise InputError(f"{path} holds {count} losses and {len(validation)} validations that are no such run's")
     for name, tensor in saved.items():
-        state[name].copy_(tensor)
+        state[name].copy_(tensor.detach())
     for moments in run.meta.outer_optim.state.values():
         moments["step"].fill_(count)
     run.losses.extend(losses)

@@ -1,165 +1,187 @@
-"""How fast one training iteration is, beside the alternatives: python3 tests/benchmark.py, two to three minutes.
+"""How fast an iteration of training is, beside the alternatives: python3 tests/benchmark.py, about four minutes.
 
-Every row is timed in turn, again and again, so that whatever else the machine does hits all rows alike;
-what is printed is the median, as a ratio to the original's loop and in microseconds.
+Whole loops are timed, since a part alone finds its data in the caches and looks two to three times cheaper: main.py
+itself, with validation, checkpoints and bar, also around the gradients of reference.py; and JAX, if there is one,
+without these. Every measurement is a process of its own, on one thread of the CPU, less its start. Medians are printed.
 """
 
+import contextlib
+import importlib.util
+import itertools
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+import timeit
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import ConcatDataset, DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import reference
 
-from data import Batch, Sinusoid, meta_batches
-from meta import Meta
+import main
 
-K_SHOT = 10
-SECONDS = 4.0  # for each column of the tables
-ORIGINAL = "the original's loop: task by task, a new DataLoader iterator every time"
-
-
-class OneByOne(Dataset):
-    """The tasks as the original serves them: no batch call, so a DataLoader asks for them one by one."""
-
-    def __init__(self) -> None:
-        self.tasks = Sinusoid(K_SHOT)
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.tasks[index]
+ROUNDS = {10: 3, 25: 2, 100: 1, 1000: 1}  # for each number of tasks
+# Iterations from one look at the clock to the next: with one validation and checkpoint, but at 1000 tasks with none.
+STRETCH = {10: 1_000, 25: 1_000, 100: 1_000, 1000: 50}
+SECONDS = 1.5  # a measurement ends with the first stretch after them
 
 
-def endless(loader: DataLoader) -> Iterator[Batch]:
-    while True:
-        yield from loader
+def paced(batches: Iterable, stretch: int, scale: int = 1, pause: Callable = lambda batch: None) -> Iterator:
+    """Hand out `batches` and time the loop that takes them, by stretches of so many; the first isn't counted.
+
+    Prints a line when the loop comes back from its first batch, then waits for one; and in the end the µs of an
+    iteration, of which the loop makes `scale` from a batch. What `pause` does before a stretch isn't counted.
+    """
+    times, begin = [], time.perf_counter()
+    for i, batch in enumerate(batches):
+        if i == 1:
+            print("started", file=sys.__stdout__, flush=True)
+            sys.stdin.readline()
+        if i and i % stretch == 0:
+            times.append(time.perf_counter() - begin)
+            if sum(times[1:]) > SECONDS:
+                break
+            pause(batch)
+            begin = time.perf_counter()
+        yield batch
+    print(1e6 * statistics.median(times[1:]) / stretch / scale, file=sys.__stdout__)
 
 
-def ours(tasks: int, device: torch.device, compiled: bool = False) -> Callable[[], None]:
-    """An iteration as in main.py: data, transfer, meta-gradient, Adam, read-out of the loss."""
-    meta, batches = Meta(device=device), meta_batches(Sinusoid(K_SHOT), tasks)
-    if compiled:
-        meta.compile(*(tensor.to(device) for tensor in next(batches)))
-
-    def iteration() -> None:
-        meta(*(tensor.to(device) for tensor in next(batches)))
-
-    return iteration
+def ours(tasks: int, *flags: str, **options) -> None:
+    options, endless = {"stretch": STRETCH[tasks], **options}, main.meta_batches
+    main.meta_batches = lambda *args, **kwargs: paced(endless(*args, **kwargs), **options)
+    with contextlib.suppress(StopIteration):  # main.py doesn't expect its batches to end
+        main.main(["--batch_size", str(tasks), *flags])
 
 
-def theirs(gradient: Callable, batches: Callable[[], Batch], device: torch.device, **adam) -> Callable[[], None]:
-    """An iteration with one of the gradients of reference.py."""
-    meta = Meta(device=device)
-    weights, optim = meta.net.Param, torch.optim.Adam(meta.net.parameters(), lr=1e-3, **adam)
+def eager(tasks: int) -> None:
+    """Prints the µs of the meta-gradient alone, too: in a tight loop before each stretch."""
+    meta, times, calls = main.Meta(), [], STRETCH[tasks] // 10
 
-    def iteration() -> None:
-        batch = [tensor.to(device) for tensor in batches()]
-        loss, gradients = gradient(weights, *batch)
-        for w, g in zip(weights.values(), gradients, strict=True):
-            w.grad = g
-        optim.step()
-        loss.item()
+    def alone(batch: tuple) -> None:  # with garbage collection, as in the loop
+        times.append(timeit.timeit(lambda: meta.meta_gradient(*batch), "gc.enable()", number=calls))
 
-    return iteration
+    ours(tasks, pause=alone)
+    print(1e6 * statistics.median(times) / calls, file=sys.__stdout__)
 
 
-def functional(weights: reference.Weights, *batch: torch.Tensor) -> tuple:
-    return reference.functional({name: w.detach() for name, w in weights.items()}, *batch)
+def functional(tasks: int) -> None:
+    main.Meta.meta_gradient = torch.no_grad()(lambda meta, *batch: reference.functional(meta.net.Param, *batch))
+    ours(tasks, stretch=STRETCH[tasks] // 10)
 
 
-def iterations(tasks: int, device: torch.device) -> dict[str, Callable[[], None]]:
-    loader = DataLoader(OneByOne(), tasks, shuffle=True)
-    lasting, batches = endless(loader), meta_batches(Sinusoid(K_SHOT), tasks)
-    return {
-        ORIGINAL: theirs(reference.loop, lambda: next(iter(loader)), device),
-        "the same with one lasting iterator": theirs(reference.loop, lambda: next(lasting), device),
-        "`torch.func`, vmap of grad": theirs(functional, lambda: next(batches), device, fused=True),
-        "**this project**": ours(tasks, device),
-        "**this project, `--compile`**": ours(tasks, device, compiled=True),
-    }
+def original(tasks: int) -> None:
+    """Task by task, and for every meta-batch a new DataLoader iterator, which shuffles the million tasks."""
+
+    def batches(sinusoid, batch_size, *_, **__):
+        loader = DataLoader(ConcatDataset([sinusoid]), batch_size, shuffle=True)  # which asks for tasks one by one
+        return (next(iter(loader)) for _ in itertools.count())
+
+    main.meta_batches = batches
+    main.Meta.meta_gradient = lambda meta, *batch: reference.loop(meta.net.Param, *batch)
+    ours(tasks, stretch=max(1, 200 // tasks))
 
 
-def parts(tasks: int, device: torch.device) -> dict[str, Callable[[], None]]:
-    """The parts of an iteration by themselves, and the hand-derived gradient beside ours."""
-    meta, batches = Meta(device=device), meta_batches(Sinusoid(K_SHOT), tasks)
-    batch = [tensor.to(device) for tensor in next(batches)]
-    compiled = Meta(device=device)
-    compiled.compile(*batch)
-    meta(*batch)
-    loss = meta.query_loss(*batch).sum().detach()
-    validation = [tensor.to(device) for tensor in Sinusoid(K_SHOT, num_tasks=1000).__getitems__(range(1000))]
-    bar = tqdm(file=open("/dev/null", "w"))  # noqa: SIM115
+def scan(tasks: int) -> None:
+    """As JAX's users write it: `jit` of a `scan` over 500 iterations, the drawing of the data and Adam inside."""
+    os.environ["NPROC"] = "1"  # JAX's number of threads
+    import jax
+    import jax.numpy as jnp
+    from jax.example_libraries import optimizers
 
-    def show() -> None:
-        bar.set_postfix_str(f"loss {1.2345:.3f}", refresh=False)
-        bar.update()
+    jax.config.update("jax_enable_x64", True)
+    length = min(500, STRETCH[tasks])
+    init, update, get_weights = optimizers.adam(1e-3)
 
-    def validate() -> None:
-        with torch.no_grad():
-            meta.query_loss(*validation).mean().item()
+    def task_loss(weights, x, y):
+        (w_1, b_1), (w_2, b_2), (w_3, b_3) = weights
+        h = jax.nn.relu(jax.nn.relu(x @ w_1 + b_1) @ w_2 + b_2)
+        return jnp.sqrt(jnp.sum((h @ w_3 + b_3 - y) ** 2))
 
-    return {
-        "data": lambda: next(batches),
-        "transfer to the device": lambda: [tensor.to(device) for tensor in batch],
-        "meta-gradient": lambda: meta.meta_gradient(*batch),
-        "meta-gradient, compiled": lambda: compiled.meta_gradient(*batch),
-        "meta-gradient, derived by hand": lambda: reference.by_hand(meta.net.Param, *batch),
-        "Adam": meta.outer_optim.step,
-        "read-out of the loss": loss.item,
-        "bar": show,
-        "validation, every 500 iterations": validate,
-    }
+    def adapted_loss(weights, x, y):
+        gradients = jax.grad(task_loss)(weights, x[:10], y[:10])
+        return task_loss(jax.tree.map(lambda w, g: w - 1e-2 * g, weights, gradients), x[10:], y[10:])
 
+    def iteration(state, key):
+        step, adam = state
+        keys = jax.random.split(key, 3)
+        amplitude = jax.random.uniform(keys[0], (tasks, 1, 1), minval=0.1, maxval=5.0)
+        phase = jax.random.uniform(keys[1], (tasks, 1, 1), maxval=jnp.pi)
+        x = jax.random.uniform(keys[2], (tasks, 25, 1), minval=-5.0, maxval=5.0)
+        y = amplitude * jnp.sin(x + phase)
+        losses = jax.vmap(adapted_loss, (None, 0, 0))
+        loss, gradients = jax.value_and_grad(lambda weights: losses(weights, x, y).sum())(get_weights(adam))
+        return (step + 1, update(step, gradients, adam)), loss / tasks
 
-def medians(rows: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """Microseconds of each row: rounds in which every row gets a slice of time, or one call if that takes longer."""
-    times = {name: [] for name in rows}
-    for row in rows.values():
-        row()
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end:
-        for name, row in rows.items():
-            until = time.perf_counter() + 0.02
-            while True:
-                start = time.perf_counter()
-                row()
-                stop = time.perf_counter()
-                times[name].append(1e6 * (stop - start))
-                if stop > until:
-                    break
-    return {name: statistics.median(values) for name, values in times.items()}
+    iterations = jax.jit(lambda state, key: jax.lax.scan(iteration, state, jax.random.split(key, length)))
+    keys = (jax.random.key(i) for i in itertools.count())
+    draw = jax.nn.initializers.he_uniform(dtype=float)
+    state = 0, init([(draw(next(keys), size), jnp.zeros(size[1])) for size in ((1, 40), (40, 40), (40, 1))])
+    for key in paced(keys, stretch=1, scale=length):
+        state, losses = iterations(state, key)
+        losses.tolist()
 
 
-def main() -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cores = torch.get_num_threads()
-    print(f"PyTorch {torch.__version__}, {device}, {cores} cores, K = {K_SHOT}, float64\n")
-    sizes = (10, 25, 100, 1000)
-    for threads in (1, cores):
-        torch.set_num_threads(threads)
-        columns = {tasks: medians(iterations(tasks, device)) for tasks in sizes}
-        print(f"| whole iteration, threads: {threads} | " + " | ".join(f"{tasks} tasks" for tasks in sizes) + " |")
-        print("|---" * (len(sizes) + 1) + "|")
-        for name in columns[10]:
-            cells = (f"{column[ORIGINAL] / column[name]:.1f}× ({column[name]:,.0f} µs)" for column in columns.values())
-            print(f"| {name} | " + " | ".join(cells) + " |")
-        print(flush=True)
-    torch.set_num_threads(1)  # as main.py does for small meta-batches
-    for tasks in (10, 25):
-        print(f"| part of an iteration, {tasks} tasks, threads: 1 | µs |\n|---|---|")
-        for name, time_of_part in medians(parts(tasks, device)).items():
-            print(f"| {name} | {time_of_part:,.1f} |")
-        print(flush=True)
+ORIGINAL, EAGER, COMPILED, JAX = "the original's loop", "main.py", "main.py --compile", "JAX"
+ROWS = {ORIGINAL: [original], "torch.func": [functional], EAGER: [eager], COMPILED: [ours, "--compile"], JAX: [scan]}
+
+
+def measure(folder: str, row: str, tasks: int, copies: int = 1) -> list[float]:
+    """The seconds until the first iteration is done, and what the row prints: means over `copies` run at once."""
+    command, pipe = [sys.executable, Path(__file__).resolve(), row, str(tasks)], subprocess.PIPE
+    with Path(folder, "log").open("w+") as log:
+        options, begin = {"stdin": pipe, "stdout": pipe, "stderr": log, "text": True}, time.perf_counter()
+        processes = [subprocess.Popen(command, cwd=tempfile.mkdtemp(dir=folder), **options) for _ in range(copies)]
+        if not all([process.stdout.readline() for process in processes]):
+            sys.exit(f"{row}, {tasks} tasks: {log.seek(0) or log.read()}")
+        start = time.perf_counter() - begin
+        for process in processes:
+            print(file=process.stdin, flush=True)
+        outputs = [map(float, process.communicate()[0].split()) for process in processes]
+    return [start, *map(statistics.fmean, zip(*outputs, strict=True))]
+
+
+def benchmark() -> None:
+    rows, runs = [row for row in ROWS if row != JAX or importlib.util.find_spec("jax")], {}
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    os.environ.pop("OMP_NUM_THREADS", None)  # which main.py would follow
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder, "cache"))  # empty: cold
+        for tasks, rounds in ROUNDS.items():
+            for _, row in itertools.product(range(rounds), rows):
+                runs.setdefault((row, tasks), []).append(measure(folder, row, tasks))
+                if tasks == 25 and row in (EAGER, COMPILED):
+                    runs.setdefault((row, "two"), []).append(measure(folder, row, tasks, copies=2))
+    us = {key: statistics.median(numbers[1] for numbers in rounds) for key, rounds in runs.items()}
+
+    print("| an iteration |", *(f"{tasks} tasks |" for tasks in ROUNDS), "two at once, 25 tasks | start: cold, again |")
+    print("|---" * (len(ROUNDS) + 3) + "|")
+    for row in rows:
+        cells = [f"{us[ORIGINAL, n] / us[row, n]:.1f} × as fast, {us[row, n]:,.0f} µs" for n in ROUNDS]
+        if JAX in rows:
+            cells = [f"{cell}, {us[row, n] / us[JAX, n]:.2f} × JAX's" for cell, n in zip(cells, ROUNDS, strict=True)]
+        if row in (EAGER, COMPILED):
+            cells += [f"{us[row, 'two'] / us[row, 25]:.2f} × as long, {us[row, 'two']:,.0f} µs"]
+            cells += [f"{runs[row, 10][0][0]:.1f} s, {runs[row, 10][-1][0]:.1f} s"]
+        print("|", " | ".join([row, *cells, "", ""][: len(ROUNDS) + 3]), "|")
+    alone = {n: statistics.median(numbers[2] for numbers in runs[EAGER, n]) for n in ROUNDS}
+    cells = [f"{alone[n]:,.0f} µs, the whole {us[EAGER, n] / alone[n]:.2f} × that" for n in ROUNDS]
+    print("| main.py's meta-gradient alone in a tight loop |", " | ".join(cells), "| | |\n")
+    jax = "" if JAX in rows else "; no row for JAX, which can't be imported"
+    print(f"PyTorch {torch.__version__}, {os.cpu_count()} cores{jax}")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        with contextlib.redirect_stdout(sys.stderr):  # the standard output is for `paced`
+            loop, *flags = ROWS[sys.argv[1]]
+            loop(int(sys.argv[2]), *flags)
+    else:
+        benchmark()

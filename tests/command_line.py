@@ -1,4 +1,7 @@
-"""Runs main.py as its user does: a process of its own, in a folder of its own."""
+"""Runs main.py as its user does: a process of its own, in a folder of its own.
+
+That takes two seconds a time: most tests call the program in their own process (see `program` in conftest.py).
+"""
 
 import subprocess
 import sys
@@ -7,16 +10,10 @@ from pathlib import Path
 MAIN = Path(__file__).parent.parent / "main.py"
 
 
-def start(folder: Path, *arguments: str, **options) -> subprocess.Popen:
+def start(folder: Path, *arguments: str, command: tuple[str, ...] = (sys.executable, str(MAIN)), **options):
     """`python3 main.py` with these arguments, left running in `folder`."""
-    return subprocess.Popen(
-        [sys.executable, str(MAIN), *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        **options,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    return subprocess.Popen([*command, *arguments], cwd=folder, **pipes, **options)
 
 
 def run(folder: Path, *arguments: str, **options) -> subprocess.CompletedProcess:

@@ -1,5 +1,6 @@
 """The meta-gradient is the exact second-order one, and the inner loop treats every task as if it were alone."""
 
+import itertools
 import math
 import shutil
 
@@ -7,8 +8,9 @@ import pytest
 import reference
 import torch
 
-from data import Sinusoid
+from data import Sinusoid, meta_batches
 from meta import Meta
+from net import InputError
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 
@@ -16,7 +18,32 @@ EXACT = {"rtol": 0, "atol": 1e-10}
 def make(tasks=4, k_shot=10, **settings):
     """A Meta with fixed random weights, and a meta-batch."""
     torch.manual_seed(0)
-    return Meta(**settings), Sinusoid(k_shot, num_tasks=tasks, seed=1).__getitems__(range(tasks))
+    return Meta(**settings), Sinusoid(k_shot, num_tasks=tasks, seed=1).batch(range(tasks))
+
+
+def state(meta):
+    """A copy of all that an outer step changes."""
+    tensors = dict(meta.net.Param)
+    for name, parameter in meta.net.Param.items():
+        tensors |= {f"{key}_{name}": tensor for key, tensor in meta.outer_optim.state[parameter].items()}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def restore(meta, tensors):
+    meta.net.set_Param(tensors)
+    for name, parameter in meta.net.Param.items():
+        for key, tensor in meta.outer_optim.state[parameter].items():
+            tensor.copy_(tensors[f"{key}_{name}"])
+
+
+def assert_equal(left, right):
+    assert set(left) == set(right)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def reference_gradient(meta, batch, inner_steps=1, loss="rsse", first_order=False):
+    return reference.loop(meta.net.Param, *batch, steps=inner_steps, loss=loss, first_order=first_order)
 
 
 def assert_same(left, right):
@@ -32,8 +59,7 @@ def assert_same(left, right):
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_the_meta_gradient_equals_the_per_task_loop(loss, first_order, steps):
     meta, batch = make(loss=loss, inner_steps=steps, first_order=first_order)
-    expected = reference.loop(meta.net.Param, *batch, steps=steps, loss=loss, first_order=first_order)
-    assert_same(meta.meta_gradient(*batch), expected)
+    assert_same(meta.meta_gradient(*batch), reference_gradient(meta, batch, steps, loss, first_order))
 
 
 @pytest.mark.parametrize("loss", ["rsse", "mse"])
@@ -94,19 +120,51 @@ def test_no_inner_steps_is_plain_training_on_the_query_loss():
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("settings", [{}, {"loss": "mse", "inner_steps": 2, "first_order": True}])
-def test_the_compiled_meta_gradient_equals_the_eager_one(settings):
-    """On new data and new weights, too: nothing of the batch that was traced may stay in the graph."""
-    compiled, batch = make(**settings)
+def test_the_compiled_outer_step_equals_the_eager_one(settings):
+    """On new data and new weights, too: nothing of the batch that was traced may stay in the graph, nor of Adam's
+    state, which is not that of a beginning here. To compile changes nothing."""
+    compiled, _ = make(**settings)
     eager, _ = make(**settings)
-    compiled.compile(*batch)
-    assert_same(compiled.meta_gradient(*batch), eager.meta_gradient(*batch))
-    tasks = Sinusoid(10, num_tasks=40, seed=2)
-    for start in range(0, 40, 4):
-        batch = tasks.__getitems__(range(start, start + 4))
-        assert_same(compiled.meta_gradient(*batch), eager.meta_gradient(*batch))
+    batches = meta_batches(Sinusoid(10, num_tasks=200, seed=2), 10)
+    for batch in itertools.islice(batches, 3):
+        assert compiled(*batch) == eager(*batch)
+    compiled.compile(*next(batches))
+    assert_equal(state(compiled), state(eager))
+    for batch in itertools.islice(batches, 10):
         assert compiled(*batch) == pytest.approx(eager(*batch), abs=1e-10)
-    for name, parameter in eager.net.Param.items():
-        assert torch.allclose(parameter, compiled.net.Param[name], rtol=0, atol=1e-9)
+    left, right = state(compiled), state(eager)
+    assert all(torch.allclose(left[name], right[name], rtol=0, atol=1e-9) for name in right)
+    assert all(left[name] == right[name] == 13 for name in right if name.startswith("step"))
+    assert_same(compiled.meta_gradient(*batch), reference_gradient(compiled, batch, **settings))
+
+    # One form of state: what one has, the other goes on with.
+    restore(eager, left)
+    batch = next(batches)
+    assert compiled(*batch) == pytest.approx(eager(*batch), abs=1e-10)
+    restore(compiled, right)
+    restore(eager, right)
+    batch = next(batches)
+    assert compiled(*batch) == pytest.approx(eager(*batch), abs=1e-10)
+    left, right = state(compiled), state(eager)
+    assert all(torch.allclose(left[name], right[name], rtol=0, atol=1e-9) for name in right)
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch):
+    """Whatever was the matter, a missing C++ compiler or something on a GPU, its own words say so, in one line."""
+
+    def compile(function, **options):
+        def fail(*batch):
+            raise RuntimeError("no room on the GPU\nfor the graph\nand a page of details")
+
+        return fail
+
+    meta, batch = make()
+    monkeypatch.setattr(torch, "compile", compile)
+    with pytest.raises(InputError) as refusal:
+        meta.compile(*batch)
+    assert "--compile failed: no room on the GPU" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert "C++" not in str(refusal.value)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -116,9 +174,7 @@ def test_cuda_learns_what_the_cpu_learns(compile):
     cuda, _ = make(device="cuda")
     if compile:
         cuda.compile(*(tensor.cuda() for tensor in batch))
-    tasks = Sinusoid(10, num_tasks=40, seed=2)
-    for start in range(0, 40, 4):
-        batch = tasks.__getitems__(range(start, start + 4))
+    for batch in itertools.islice(meta_batches(Sinusoid(10, num_tasks=40, seed=2), 4), 10):
         assert cuda(*(tensor.cuda() for tensor in batch)) == pytest.approx(cpu(*batch), abs=1e-8)
 
 
@@ -165,8 +221,41 @@ def test_adapt_goes_on_from_fast_weights():
     with torch.no_grad():
         two_and_three = meta.adapt(k_x, k_y, 3, meta.adapt(k_x, k_y, 2))
         five = meta.adapt(k_x, k_y, 5)
+    assert_equal(five, two_and_three)
+    # On a task alone, and with gradients recorded, it is the same.
+    recorded = meta.adapt(k_x, k_y, 3, meta.adapt(k_x, k_y, 2))
+    alone = meta.adapt(k_x[1], k_y[1], 3, meta.adapt(k_x[1], k_y[1], 2))
     for name, w in five.items():
-        assert torch.equal(w, two_and_three[name])
+        assert torch.allclose(recorded[name], w, **EXACT)
+        assert torch.allclose(alone[name], w[1], **EXACT)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_adapt_without_gradients_returns_plain_tensors(first_order):
+    """A graph at the fast weights would keep every earlier step of a chain of calls in memory."""
+    meta, (k_x, k_y, _, _) = make(first_order=first_order)
+    weights = None
+    with torch.no_grad():
+        assert all(w.grad_fn is None for w in meta.adapt(k_x, k_y, 0).values())
+        for steps in (1, 0, 2):
+            weights = meta.adapt(k_x, k_y, steps, weights)
+            assert all(w.grad_fn is None and not w.requires_grad for w in weights.values())
+        assert not torch.is_grad_enabled()
+        expected = meta.adapt(k_x, k_y, 3)
+    assert_equal(weights, expected)
+    for name, w in meta.adapt(k_x, k_y, 3).items():
+        assert w.grad_fn is not None
+        assert torch.allclose(w, expected[name], **EXACT)
+
+
+def test_adapt_with_fast_weights_leaves_those_untouched():
+    meta, (k_x, k_y, _, _) = make()
+    fast = {name: w.detach().clone() for name, w in meta.adapt(k_x, k_y, 1).items()}
+    before = {name: w.clone() for name, w in fast.items()}
+    with torch.no_grad():
+        meta.adapt(k_x, k_y, 2, fast)
+    assert_equal(fast, before)
+    assert not any(w.requires_grad for w in fast.values())
 
 
 def test_adapt_leaves_the_parameters_untouched():
@@ -210,13 +299,55 @@ def test_an_outer_step_is_adams_on_the_meta_gradient():
         assert not torch.equal(before[name], parameter)
 
 
+@pytest.mark.parametrize("settings", [{}, {"outer_lr": 0.02, "loss": "mse"}])
+def test_an_outer_step_is_bit_for_bit_that_of_pytorchs_adam(settings):
+    meta, _ = make(**settings)
+    weights = {name: parameter.detach().clone().requires_grad_() for name, parameter in meta.net.Param.items()}
+    adam = torch.optim.Adam(weights.values(), lr=settings.get("outer_lr", 1e-3), fused=True)
+    for batch in itertools.islice(meta_batches(Sinusoid(10, num_tasks=100), 5), 20):
+        _, gradients = meta.meta_gradient(*batch)
+        for w, g in zip(weights.values(), gradients, strict=True):
+            w.grad = g
+        adam.step()
+        meta(*batch)
+        assert_equal(
+            {name: w.detach() for name, w in weights.items()}, {n: p.detach() for n, p in meta.net.Param.items()}
+        )
+    for w, parameter in zip(weights.values(), meta.net.Param.values(), strict=True):
+        assert_equal(adam.state[w], meta.outer_optim.state[parameter])
+
+
+def test_a_restored_state_goes_on_bit_for_bit():
+    one, _ = make()
+    torch.manual_seed(1)
+    other = Meta()
+    batches = meta_batches(Sinusoid(10, num_tasks=100), 5)
+    for batch in itertools.islice(batches, 10):
+        one(*batch)
+    restore(other, state(one))
+    for batch in itertools.islice(batches, 10):
+        assert one(*batch) == other(*batch)
+    assert_equal(state(one), state(other))
+    other.net.set_Param(state(one))
+    for moments in other.outer_optim.state.values():
+        moments["exp_avg"].zero_()
+    one(*batch)
+    other(*batch)
+    assert not torch.equal(one.net.w_2, other.net.w_2)  # Adam's state matters
+
+
+def test_the_optimizer_owns_the_parameters_of_the_net():
+    meta, _ = make(outer_lr=0.02)
+    (group,) = meta.outer_optim.param_groups
+    assert group["lr"] == 0.02
+    assert all(p is parameter for p, parameter in zip(group["params"], meta.net.Param.values(), strict=True))
+
+
 def test_training_steps_equal_those_of_the_per_task_loop():
     meta, _ = make()
     weights = {name: parameter.detach().clone().requires_grad_() for name, parameter in meta.net.Param.items()}
     adam = torch.optim.Adam(weights.values(), lr=1e-3, foreach=False)
-    tasks = Sinusoid(10, num_tasks=50)
-    for start in range(0, 50, 5):
-        batch = tasks.__getitems__(range(start, start + 5))
+    for batch in itertools.islice(meta_batches(Sinusoid(10, num_tasks=50), 5), 10):
         meta(*batch)
         _, gradients = reference.loop(weights, *batch)
         for w, g in zip(weights.values(), gradients, strict=True):
@@ -234,14 +365,13 @@ def test_learning():
     """
     torch.manual_seed(0)
     meta = Meta()
-    held_out = Sinusoid(10, num_tasks=1000, seed=99).__getitems__(range(1000))
+    held_out = Sinusoid(10, num_tasks=1000, seed=99).batch(range(1000))
     k_x, k_y, q_x, q_y = held_out
     with torch.no_grad():
         untrained = meta.query_loss(*held_out).mean().item()
         fine_tuned = meta.net(q_x, q_y, meta.adapt(k_x, k_y, 10))[0].mean().item()
-    tasks = Sinusoid(10, num_tasks=20_000)
-    for start in range(0, 20_000, 10):
-        meta(*tasks.__getitems__(range(start, start + 10)))
+    for batch in itertools.islice(meta_batches(Sinusoid(10, num_tasks=20_000), 10), 2000):
+        meta(*batch)
     with torch.no_grad():
         trained = meta.query_loss(*held_out).mean().item()
     assert trained < 0.6 * untrained

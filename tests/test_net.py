@@ -73,22 +73,21 @@ def test_forward_by_hand():
 
 
 @pytest.mark.parametrize("loss_name", ["rsse", "mse"])
-@pytest.mark.parametrize("tasks", [(1,), (7,), (2, 3), (2, 1, 3)])
+@pytest.mark.parametrize("tasks", [1, 7])
 def test_each_task_gets_what_it_gets_alone(tasks, loss_name):
-    net, weights = Net(loss_name), random_weights(*tasks)
-    x, y = torch.randn(2, *tasks, 5, 1, dtype=torch.float64)
+    net, weights = Net(loss_name), random_weights(tasks)
+    x, y = torch.randn(2, tasks, 5, 1, dtype=torch.float64)
     loss, pred = net(x, y, weights)
-    assert loss.shape == tasks
-    assert pred.shape == (*tasks, 5, 1)
-    for index in torch.cartesian_prod(*(torch.arange(n) for n in tasks)).reshape(-1, len(tasks)).tolist():
-        index = tuple(index)
+    assert loss.shape == (tasks,)
+    assert pred.shape == (tasks, 5, 1)
+    for index in range(tasks):
         alone, alone_pred = net(x[index], y[index], {name: w[index] for name, w in weights.items()})
         assert alone.shape == ()
         assert torch.allclose(loss[index], alone, rtol=0, atol=1e-10)
         assert torch.allclose(pred[index], alone_pred, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("tasks", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("tasks", [(), (3,)])
 def test_without_weights_the_parameters_serve_every_task(tasks):
     net = Net()
     x, y = torch.randn(2, *tasks, 5, 1, dtype=torch.float64)
