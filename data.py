@@ -74,5 +74,5 @@ def meta_batches(
         # The spawn key makes a stream of its own; a longer seed need not: (1, 0) and (1, 0, 0) are the same to NumPy.
         rng = np.random.default_rng(np.random.SeedSequence(tasks.seed, spawn_key=(block,)))
         indices = np.arange(block * BLOCK * batch_size, (block + 1) * BLOCK * batch_size) % len(tasks)
-        points = [tensor.to(device).unflatten(0, (BLOCK, batch_size)) for tensor in tasks.batch(indices, rng)]
+        points = [tensor.to(device).unflatten(0, (BLOCK, batch_size)).unbind() for tensor in tasks.batch(indices, rng)]
         yield from itertools.islice(zip(*points, strict=True), max(0, start - block * BLOCK), None)

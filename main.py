@@ -458,8 +458,8 @@ def draw_steps(path: Path, k_shot: int, labels: list[str], scores: list[dict[str
     axes = figure.subplots()
     steps = range(MAX_STEPS + 1)
     for label, score in zip(labels, scores, strict=True):
-        mse, ci = score["mse"], score["mse_ci"]
-        axes.plot(steps, mse, marker=".", label=label)
+        mse, ci, diverged = score["mse"], score["mse_ci"], int(score["diverged"].max())
+        axes.plot(steps, mse, marker=".", label=f"{label}, without {diverged} diverged" if diverged else label)
         axes.fill_between(steps, mse - ci, mse + ci, alpha=0.3)
     axes.set(title=f"{TEST_TASKS:,} test tasks, K = {k_shot}, mean and 95 % confidence interval")
     axes.set(xlabel="gradient steps", ylabel="MSE of 50 points", xticks=steps, ylim=(0, None))

@@ -1,8 +1,9 @@
-"""How fast an iteration of training is, beside the alternatives: python3 tests/benchmark.py, about four minutes.
+"""How fast an iteration of training is, beside the alternatives: python3 tests/benchmark.py, about five minutes.
 
 Whole loops are timed, since a part alone finds its data in the caches and looks two to three times cheaper: main.py
 itself, with validation, checkpoints and bar, also around the gradients of reference.py; and JAX, if there is one,
-without these. Every measurement is a process of its own, on one thread of the CPU, less its start. Medians are printed.
+without these. Each measurement is a process of its own, less its start, JAX's with the threads that it likes (NPROC=1
+holds it to one) and all others on one. Medians are printed.
 """
 
 import contextlib
@@ -91,7 +92,6 @@ def original(tasks: int) -> None:
 
 def scan(tasks: int) -> None:
     """As JAX's users write it: `jit` of a `scan` over 500 iterations, the drawing of the data and Adam inside."""
-    os.environ["NPROC"] = "1"  # JAX's number of threads
     import jax
     import jax.numpy as jnp
     from jax.example_libraries import optimizers
