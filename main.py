@@ -448,7 +448,7 @@ def draw_graph(
         axes.grid(alpha=0.3)
         if axes is panels[0]:  # the others may leave its frame
             axes.set(ylabel="y", ylim=axes.get_ylim())
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 + 2 * (len(labels) > 1))
     write(path, figure.savefig)
 
 
@@ -464,7 +464,7 @@ def draw_steps(path: Path, k_shot: int, labels: list[str], scores: list[dict[str
     axes.set(title=f"{TEST_TASKS:,} test tasks, K = {k_shot}, mean and 95 % confidence interval")
     axes.set(xlabel="gradient steps", ylabel="MSE of 50 points", xticks=steps, ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=2)
     write(path, figure.savefig)
 
 
