@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line. Exits with 2 on input that can't be used, and with 128 + its number after a signal."""
     args = parse(argv)
     # Measured on two cores, meta-batches of 25 to 1000 tasks: a run alone is 1.2 to 1.9 times as fast with two threads;
-    # two runs at once, each with two, are 4 to 20 times as slow as with one.
+    # two runs at once, each with two, are 3 to 17 times as slow as with one.
     if not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
