@@ -31,9 +31,7 @@ class Sinusoid(Dataset):
         seed: an integer, or several that together name a stream, as in `numpy.random.default_rng`.
     """
 
-    def __init__(
-        self, k_shot: int, q_query: int = 15, num_tasks: int = 1_000_000, seed: int | Sequence[int] = 0
-    ) -> None:
+    def __init__(self, k_shot: int, q_query: int = 15, num_tasks: int = 10**6, seed: int | Sequence[int] = 0) -> None:
         self.k_shot, self.q_query, self.seed = k_shot, q_query, seed
         self.rng = np.random.default_rng(seed)
         self.amplitude = self.rng.uniform(0.1, 5.0, (num_tasks, 1, 1))
