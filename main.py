@@ -56,14 +56,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(*(f"{key}={value}" for key, value in vars(args).items()), f"device={device}")
     try:
+        print(*(f"{key}={value}" for key, value in vars(args).items()), f"device={device}")
         (test if args.test else train)(args, device)
     except (OSError, InputError) as error:
         print(f"main.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("main.py: interrupted; a training goes on from its last checkpoint with --resume", file=sys.stderr)
+        hint = f"a training of more than {CHECKPOINT_EVERY} seconds goes on with --resume"
+        print(f"main.py: interrupted; {hint}", file=sys.stderr)
         sys.exit(130)
     except torch._dynamo.exc.TorchDynamoException as error:
         print(f"main.py: --compile failed: {' '.join(str(error).splitlines()[:2])}", file=sys.stderr)
