@@ -3,7 +3,6 @@
 import itertools
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,41 +32,37 @@ class Output(NamedTuple):
 
     @property
     def refusal(self) -> str:
-        """The one line that is all there is on stderr when the program exits with 2."""
+        """The sentence on stderr when the program exits with 2: its only line, or the last after the usage."""
         assert self.code == 2
-        (line,) = self.err
-        assert line.startswith("main.py: ")
-        return line
+        assert self.err[0].startswith("usage: main.py ") or len(self.err) == 1
+        assert self.err[-1].startswith("main.py: ")
+        return self.err[-1]
 
 
 @pytest.fixture
 def program(tmp_path, monkeypatch, capsys) -> Callable[..., Output]:
     """The command line in a folder of its own: `program("--epochs", "12")` or `program("--epochs 12")` -> Output.
 
-    Validation comes every 5 iterations, so that 12 of them make a whole run. With `interrupt_at=7` the signal
-    `number` arrives during iteration 7 of the call; with 0, before the first one.
+    There is a validation after every 5 iterations, so that 12 of them make a whole run, and a checkpoint after every
+    one. With `interrupt_at=7` comes Ctrl-C in iteration 7 of the call: the checkpoint is that of 6.
     """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py"])
     monkeypatch.setattr(main, "VALIDATE_EVERY", 5)
     monkeypatch.setattr(main, "VALIDATION_TASKS", 20)
     monkeypatch.setattr(main, "TEST_TASKS", 50)
+    monkeypatch.setattr(main, "CHECKPOINT_EVERY", -1)
 
-    def call(*words: str, interrupt_at: int | None = None, number: int = signal.SIGINT) -> Output:
-        count, step, tqdm = itertools.count(1), Meta.__call__, main.tqdm
+    def call(*words: str, interrupt_at: int | None = None) -> Output:
+        count, step = itertools.count(1), Meta.__call__
 
-        def counted_step(meta, *batch):
+        def interrupted_step(meta, *batch):
             if next(count) == interrupt_at:
-                signal.raise_signal(number)
+                raise KeyboardInterrupt
             return step(meta, *batch)
 
-        def signalled_tqdm(*args, **kwargs):
-            signal.raise_signal(number)
-            return tqdm(*args, **kwargs)
-
         with monkeypatch.context() as patch:
-            patch.setattr(Meta, "__call__", counted_step)
-            if interrupt_at == 0:
-                patch.setattr(main, "tqdm", signalled_tqdm)
+            patch.setattr(Meta, "__call__", interrupted_step)
             try:
                 main.main(shlex.split(words[0]) if len(words) == 1 else words)
                 code = 0
@@ -75,18 +70,5 @@ def program(tmp_path, monkeypatch, capsys) -> Callable[..., Output]:
                 code = end.code
         captured = capsys.readouterr()
         return Output(code, captured.out.splitlines(), captured.err.splitlines())
-
-    return call
-
-
-@pytest.fixture
-def follow(program) -> Callable[..., Output]:
-    """Runs a command that the program printed: `follow("python3 main.py --test")` -> Output."""
-
-    def call(command: str, **options) -> Output:
-        python, script, *words = shlex.split(command)
-        assert python == sys.orig_argv[0]
-        assert os.path.samefile(script, main.__file__)
-        return program(shlex.join(words), **options)
 
     return call
