@@ -6,6 +6,7 @@ python3 main.py --test    measures the trained weights on 10,000 test tasks and
 """
 
 import argparse
+import copy
 import io
 import math
 import os
@@ -13,10 +14,11 @@ import sys
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -34,7 +36,7 @@ DRAWN, TRAIN, VALIDATION, TEST = range(4)
 
 VALIDATION_TASKS, TEST_TASKS = 1_000, 10_000
 VALIDATE_EVERY = 1_000  # iterations
-CHECKPOINT_EVERY = 5  # seconds: what a run loses at most, however it is stopped
+CHECKPOINT_EVERY = 5  # seconds: about what a run loses, however it is stopped
 CHUNK = 100  # tasks that are evaluated at once: more or fewer take up to twice as long
 MAX_STEPS = 10  # gradient steps in the evaluation,
 TABLE_STEPS = [0, 1, 2, 3, 5, MAX_STEPS]  # and those that its table shows
@@ -49,10 +51,10 @@ class InputError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line. Exits with 2 where it can't do what it is asked, and with 130 after Ctrl-C."""
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # there are terminals that know no √
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)  # there are terminals that know no √
     args = parse(argv)
-    # Measured on two cores, meta-batches of 25 to 1000 tasks: a run alone is 1.2 to 1.9 times as fast with two threads;
-    # two runs at once, each with two, are 3 to 17 times as slow as with one.
+    # Two threads make a run 1.2 to 1.9 times as fast, but two such runs at once, on two cores, 3 to 17 times as slow.
     if not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,11 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"main.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        hint = f"a training of more than {CHECKPOINT_EVERY} seconds goes on with --resume"
-        print(f"main.py: interrupted; {hint}", file=sys.stderr)
+        print("main.py: interrupted; --resume goes on from the last checkpoint of a training", file=sys.stderr)
         sys.exit(130)
     except torch._dynamo.exc.TorchDynamoException as error:
-        print(f"main.py: --compile failed: {' '.join(str(error).splitlines()[:2])}", file=sys.stderr)
+        print(f"main.py: --compile failed: {' '.join(str(error).split())[:300]}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -81,7 +82,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--k_shot", metavar="K", type=between(1, 10**3), default=10, help="support points of a task")
     add("--inner_lr", metavar="LR", type=rate, default=1e-2, help="step size of the inner loop, α")
     add("--outer_lr", metavar="LR", type=rate, default=1e-3, help="learning rate of Adam, outer loop, β")
-    add("--seed", metavar="N", type=between(0, 2**32 - 1), default=0, help="of initial weights, tasks, drawn task")
+    add("--seed", metavar="N", type=between(0, 2**32 - 1), default=0, help="of weights, training tasks, drawn task")
     add("--loss", choices=LOSSES, default="rsse", help="√Σ of squared errors or their mean, both loops")
     add("--inner_steps", metavar="N", type=between(0, 100), default=1, help="in training; 0 is plain pretraining")
     add("--first_order", action="store_true", help="drop the second derivatives: FOMAML")
@@ -106,6 +107,7 @@ def between(low: float, high: float) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
         return type(low)(text)
 
+    number.__name__ = type(low).__name__  # argparse says "invalid int value" where there is none
     return number
 
 
@@ -131,6 +133,8 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         run.load(checkpoint_file)
     elif checkpoint_file.exists():
         raise InputError(f"{checkpoint_file} is of a run that has not ended: add --resume to go on, or delete it")
+    if len(run.losses) > args.epochs:
+        raise InputError(f"{checkpoint_file} is of a longer run: it has {len(run.losses)} iterations")
     if args.compile:
         print("compiling …")
         meta.compile()
@@ -146,7 +150,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
             loss = meta(*batch)  # lines 4 to 8
             run.losses.append(loss)
             if not math.isfinite(loss):
-                advice = "try a smaller --inner_lr or --outer_lr"
+                advice = "try a smaller --inner_lr or --outer_lr, or fewer --inner_steps"
                 raise InputError(f"the loss is {loss} at iteration {len(run.losses)}: {advice}")
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
@@ -157,7 +161,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
                 run.save(checkpoint_file)
                 saved = time.monotonic()
 
-    write(weights_file, lambda file: torch.save(run.best_weights, file))
+    write(weights_file, lambda file: torch.save(dict(run.best_weights), file))
     draw_losses(graph_file, args, run)
     checkpoint_file.unlink(missing_ok=True)
     print(f"weights: {weights_file}, best validation loss: {min(run.validation_losses):.5g}")
@@ -171,17 +175,16 @@ class Run:
         self.meta = meta
         self.losses: list[float] = []  # of every iteration
         self.validation_losses: list[float] = []  # after every VALIDATE_EVERY iterations, and after the last
-        self.keep_weights()
-
-    def keep_weights(self) -> None:
-        self.best_weights = {name: w.detach().to("cpu", copy=True) for name, w in self.meta.net.Param.items()}
+        self.best_weights = copy.deepcopy(meta.net).cpu().state_dict()
 
     def validate(self, batch: Batch) -> None:
         """Record the loss on the validation tasks, and the weights if it is the lowest so far."""
+        learner = copy.copy(self.meta)
+        learner.first_order = True  # second derivatives are for training
         chunks = zip(*(tensor.split(CHUNK) for tensor in batch), strict=True)
-        loss = torch.cat([self.meta.query_loss(*chunk).detach() for chunk in chunks]).mean().item()
+        loss = torch.cat([learner.query_loss(*chunk).detach() for chunk in chunks]).mean().item()
         if loss < min(self.validation_losses, default=math.inf):
-            self.keep_weights()
+            self.best_weights = copy.deepcopy(self.meta.net).cpu().state_dict()
         self.validation_losses.append(min(math.inf, loss))  # inf for nan, which can't be compared
 
     def save(self, path: Path) -> None:
@@ -219,7 +222,7 @@ def load(path: Path) -> dict:
             if values.shape != parameter.shape or values.dtype != np.float64 or not np.isfinite(values).all():
                 raise ValueError(name)
     except Exception as error:  # a damaged file can make its reader raise almost anything
-        raise InputError(f"{path} is damaged, or holds no six weights of this net, finite and float64") from error
+        raise InputError(f"{path} is damaged, or no file of this net's weights, finite and in float64") from error
     return content
 
 
@@ -249,9 +252,7 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     if not weights_file.exists():
         raise InputError(f"there are no weights {weights_file}: check --weights, or train some, without --test")
     label = PRETRAINED if args.inner_steps == 0 else "FOMAML" if args.first_order else "MAML"
-    if args.weights:
-        label = args.weights.name.replace("$", r"\$")  # Matplotlib takes what is between two $ for a formula
-    files = {label: weights_file}
+    files = {args.weights.name if args.weights else label: weights_file}
     baseline = argparse.Namespace(**{**vars(args), "inner_steps": 0, "first_order": False})
     baseline_file = Path("weights", f"w({run_name(baseline)}).pt")
     if args.inner_steps and baseline_file.exists():
@@ -262,7 +263,7 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     truth = torch.from_numpy(drawn.target([0], GRID))  # (1, 50, 1)
     results, scores = {}, {}
     for label, file in files.items():
-        meta = Meta(args.inner_lr, loss=args.loss, first_order=True, device=device)  # which is all that is needed here
+        meta = Meta(args.inner_lr, loss=args.loss, first_order=True, device=device)  # no second derivatives here
         meta.net.load_state_dict(load(file), strict=False)  # a checkpoint has more than weights
         pred, sse = predict(meta, k_x, k_y, truth)
         results[label] = pred[:, 0], sse[:, 0].sqrt()
@@ -275,6 +276,7 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
             values = {name: score[step].item() for name, score in scores[label].items()}
             print(f"{step:14}  ", row.format(**values, tasks=TEST_TASKS))
 
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a file begins no formula
     shown = f"{name},weights={weights_file.stem}" if args.weights else name
     graph_file, steps_file = Path("res", f"graph({shown}).png"), Path("res", f"steps({shown}).png")
     draw_graph(graph_file, k_x[0], k_y[0], truth[0], results)
@@ -309,12 +311,10 @@ def evaluate(meta: Meta, tasks: Sinusoid) -> Tensor:
 
 
 def summarize(sse: Tensor) -> dict[str, Tensor]:
-    """Scores over tasks from their sums of squared errors over GRID, (MAX_STEPS + 1, tasks).
+    """Scores, each (MAX_STEPS + 1,), from the sums of squared errors over GRID, (MAX_STEPS + 1, tasks).
 
-    Returns:
-        For each number of steps, (MAX_STEPS + 1,): the means "rsse", √SSE, and "mse", with half the widths of
-        their 95 % confidence intervals, "rsse_ci" and "mse_ci"; the number of tasks that have "diverged", which
-        the means leave out; and the "median" MSE over all tasks.
+    They are the means "rsse", √SSE, and "mse", with half the widths of their 95 % confidence intervals, "rsse_ci" and
+    "mse_ci"; the number of tasks that have "diverged", which the means leave out; and the "median" MSE of all tasks.
     """
     mse = sse / len(GRID)
     kept = mse <= DIVERGED  # False for nan, too
@@ -370,7 +370,7 @@ def draw_graph(path: Path, k_x: Tensor, k_y: Tensor, truth: Tensor, results: dic
     write(path, figure.savefig)
 
 
-def draw_steps(path: Path, k_shot: int, scores: Mapping[str, Mapping[str, Tensor]]) -> None:
+def draw_steps(path: Path, k_shot: int, scores: dict[str, dict[str, Tensor]]) -> None:
     """MSE on the test tasks against the number of gradient steps (the paper's Figure 3)."""
     figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained")
     axes = figure.subplots()

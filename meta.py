@@ -48,7 +48,6 @@ class Meta:
 
         Args:
             k_x, k_y: support points, (tasks, K, 1).
-            steps: number of gradient steps.
             weights: fast weights from an earlier call to go on from; the parameters themselves unless given.
 
         Returns:
@@ -58,10 +57,10 @@ class Meta:
         weights = weights or self.net.expand(len(k_x))  # line 4, for all tasks at once
         for _ in range(steps):
             loss, _ = self.net(k_x, k_y, weights)  # (tasks,)
-            # Line 5. A task's loss depends on its own fast weights alone, so the gradient of
-            # the sum is the gradient of each. Its graph is what line 8 differentiates again.
-            w = list(weights.values())
-            gradients = torch.autograd.grad(loss.sum(), w, create_graph=not self.first_order)
+            # Line 5. A task's loss depends on its own fast weights alone, so the gradient of the
+            # sum is the gradient of each. `create_graph` lets line 8 differentiate through it.
+            fast = list(weights.values())
+            gradients = torch.autograd.grad(loss.sum(), fast, create_graph=not self.first_order)
             # Line 6: θ' = θ − α ∇L(θ)
             pairs = zip(weights.items(), gradients, strict=True)
             weights = {name: w - self.inner_lr * g for (name, w), g in pairs}
@@ -80,7 +79,7 @@ class Meta:
     def outer_step(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> Tensor:
         """Line 8: an Adam step on the meta-gradient. Returns the sum of the query losses as it was before."""
         loss, gradients = self.meta_gradient(k_x, k_y, q_x, q_y)
-        for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
+        for parameter, gradient in zip(self.net.Param.values(), gradients, strict=True):
             parameter.grad = gradient
         self.outer_optim.step()
         return loss
@@ -93,14 +92,14 @@ class Meta:
         """Replace `outer_step` by a compiled one with Adam inside, which the next iteration compiles in some seconds.
 
         That raises a `torch._dynamo.exc.TorchDynamoException` where it fails, for want of a C++ compiler, say.
-        The state of `outer_optim` becomes part of it: load one before, not after.
+        The settings and the state of `outer_optim` are built into it: one that is loaded later would be ignored.
         """
         torch._dynamo.config.trace_autograd_ops = True  # compile `torch.autograd.grad` as part of the whole
         (group,) = self.outer_optim.param_groups
         settings = {name: group[name] for name in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
         settings["beta1"], settings["beta2"] = group["betas"]
-        states = [self.outer_optim.state[parameter] for parameter in self.net.parameters()]
-        for state, parameter in zip(states, self.net.parameters(), strict=True):
+        states = [self.outer_optim.state[parameter] for parameter in self.net.Param.values()]
+        for state, parameter in zip(states, self.net.Param.values(), strict=True):
             if not state:  # Adam makes it in its first step, which is to be compiled
                 state["step"] = torch.zeros((), device=parameter.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
@@ -108,8 +107,8 @@ class Meta:
 
         def outer_step(*batch: Tensor) -> Tensor:
             loss, gradients = self.meta_gradient(*batch)
-            with torch.no_grad():  # the function behind `outer_optim.step`, which can't be compiled as a part
-                counts = [step.double() for step in steps]  # it corrects the bias in their type, which is float32
+            with torch.no_grad():  # `outer_optim.step` can't be compiled as a part of this, the function behind it can
+                counts = [step.double() for step in steps]  # it corrects the bias in their type: float32 is too coarse
                 parameters = list(self.net.Param.values())
                 adam(parameters, gradients, exp_avgs, exp_avg_sqs, [], counts, foreach=False, **settings)
                 torch._foreach_copy_(steps, counts)

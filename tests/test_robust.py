@@ -21,6 +21,7 @@ import torch
 from command_line import MAIN, run, start
 
 import main
+from data import Sinusoid
 from main import InputError
 from meta import Meta
 from net import Net
@@ -73,7 +74,7 @@ class Code:
 
 
 def test_a_run_killed_again_and_again_ends_bit_identical(tmp_path, monkeypatch):
-    """SIGKILL, SIGINT, SIGTERM and SIGHUP at random moments, each time after a checkpoint; then --resume goes on."""
+    """SIGKILL, SIGINT and SIGTERM at random moments, each time after a checkpoint; then --resume goes on."""
     words = ["--epochs", "1234", "--batch_size", "1"]
     name = "k=10,epochs=1234,batch_size=1"
     code = (
@@ -81,7 +82,7 @@ def test_a_run_killed_again_and_again_ends_bit_identical(tmp_path, monkeypatch):
     )
     checkpoint = tmp_path / f"weights/checkpoint({name}).pt"
     moments = random.Random(0)
-    for kind in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for kind in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
         before = checkpoint.read_bytes() if checkpoint.exists() else b""
         process = start(tmp_path, *words, *["--resume"] * bool(before), command=(sys.executable, "-c", code))
         while process.poll() is None and (checkpoint.read_bytes() if checkpoint.exists() else b"") == before:
@@ -115,7 +116,7 @@ def test_an_interrupted_run_goes_on_bit_identical(program, iteration):
     output = program(SHORT, interrupt_at=iteration)
     assert output.code == 130
     assert "Traceback" not in "".join(output.err)
-    assert output.err[-1] == "main.py: interrupted; a training of more than -1 seconds goes on with --resume"
+    assert output.err[-1] == "main.py: interrupted; --resume goes on from the last checkpoint of a training"
     assert set(snapshot()) == {SHORT_CHECKPOINT}
     assert program(f"{SHORT} --resume").code == 0
     assert snapshot() == whole
@@ -320,6 +321,32 @@ def test_the_advice_after_a_divergence_works_as_given(program, monkeypatch, advi
     assert "--resume" in refusal
     assert checkpoint in refusal
     assert program(f"{words} --resume").code == 0
+
+
+def test_a_checkpoint_of_a_longer_run_is_refused(program, monkeypatch):
+    """Somebody has renamed it."""
+    assert program(SHORT, interrupt_at=12).code == 130
+    os.rename(SHORT_CHECKPOINT, SHORT_CHECKPOINT.replace("12", "4"))
+    before = snapshot()
+    assert "11 iterations" in program("--epochs 4 --resume").refusal
+    assert snapshot() == before
+
+
+def test_validation_keeps_no_graph_for_second_derivatives(monkeypatch):
+    """It would take many times the memory of a training iteration."""
+    adapt, orders = Meta.adapt, []
+    monkeypatch.setattr(Meta, "adapt", lambda meta, *rest: (orders.append(meta.first_order), adapt(meta, *rest))[1])
+    run = main.Run(Meta())
+    run.validate(Sinusoid(10, num_tasks=20).batch(range(20)))
+    assert orders == [True]
+    assert not run.meta.first_order
+
+
+def test_a_program_without_a_terminal_trains(program, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert program(SHORT).code == 0
+    assert set(snapshot()) == {SHORT_WEIGHTS, SHORT_GRAPH}
 
 
 @pytest.mark.parametrize("ending", ["weights/w(", "res/loss_final("])
