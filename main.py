@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace", line_buffering=True)  # there are terminals that know no √
     args = parse(argv)
-    # Two threads make a run 1.2 to 1.9 times as fast, but two such runs at once, on two cores, 3 to 17 times as slow.
+    # A second thread makes one run a little faster, and two runs at once on two cores many times slower.
     if not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

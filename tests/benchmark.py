@@ -1,7 +1,7 @@
 """How fast an iteration of training is, beside the alternatives: python3 tests/benchmark.py, about five minutes.
 
 Whole loops are timed, since a part alone finds its data in the caches and looks two to three times cheaper: main.py
-itself, with validation, checkpoints and bar, also around the gradients of reference.py; and JAX, if there is one,
+itself, with validation and bar, also around the gradients of reference.py; and JAX, if there is one,
 without these. Each measurement is a process of its own, less its start, JAX's with the threads that it likes (NPROC=1
 holds it to one) and all others on one. Medians are printed.
 """
@@ -28,9 +28,8 @@ import reference
 
 import main
 
-ROUNDS = {10: 3, 25: 2, 100: 1, 1000: 1}  # for each number of tasks
-# Iterations from one look at the clock to the next: with one validation and checkpoint, but at 1000 tasks with none.
-STRETCH = {10: 1_000, 25: 1_000, 100: 1_000, 1000: 50}
+ROUNDS = {10: 3, 100: 2}  # for each number of tasks
+STRETCH = main.VALIDATE_EVERY  # iterations from one look at the clock to the next: with one validation
 SECONDS = 1.5  # a measurement ends with the first stretch after them
 
 
@@ -56,7 +55,7 @@ def paced(batches: Iterable, stretch: int, scale: int = 1, pause: Callable = lam
 
 
 def ours(tasks: int, *flags: str, **options) -> None:
-    options, endless = {"stretch": STRETCH[tasks], **options}, main.meta_batches
+    options, endless = {"stretch": STRETCH, **options}, main.meta_batches
     main.meta_batches = lambda *args, **kwargs: paced(endless(*args, **kwargs), **options)
     with contextlib.suppress(StopIteration):  # main.py doesn't expect its batches to end
         main.main(["--batch_size", str(tasks), *flags])
@@ -64,7 +63,7 @@ def ours(tasks: int, *flags: str, **options) -> None:
 
 def eager(tasks: int) -> None:
     """Prints the µs of the meta-gradient alone, too: in a tight loop before each stretch."""
-    meta, times, calls = main.Meta(), [], STRETCH[tasks] // 10
+    meta, times, calls = main.Meta(), [], STRETCH // 10
 
     def alone(batch: tuple) -> None:  # with garbage collection, as in the loop
         times.append(timeit.timeit(lambda: meta.meta_gradient(*batch), "gc.enable()", number=calls))
@@ -75,7 +74,7 @@ def eager(tasks: int) -> None:
 
 def functional(tasks: int) -> None:
     main.Meta.meta_gradient = torch.no_grad()(lambda meta, *batch: reference.functional(meta.net.Param, *batch))
-    ours(tasks, stretch=STRETCH[tasks] // 10)
+    ours(tasks, stretch=STRETCH // 10)
 
 
 def original(tasks: int) -> None:
@@ -97,7 +96,7 @@ def scan(tasks: int) -> None:
     from jax.example_libraries import optimizers
 
     jax.config.update("jax_enable_x64", True)
-    length = min(500, STRETCH[tasks])
+    length = 500
     init, update, get_weights = optimizers.adam(1e-3)
 
     def task_loss(weights, x, y):
@@ -157,18 +156,18 @@ def benchmark() -> None:
         for tasks, rounds in ROUNDS.items():
             for _, row in itertools.product(range(rounds), rows):
                 runs.setdefault((row, tasks), []).append(measure(folder, row, tasks))
-                if tasks == 25 and row in (EAGER, COMPILED):
+                if tasks == 10 and row in (EAGER, COMPILED):
                     runs.setdefault((row, "two"), []).append(measure(folder, row, tasks, copies=2))
     us = {key: statistics.median(numbers[1] for numbers in rounds) for key, rounds in runs.items()}
 
-    print("| an iteration |", *(f"{tasks} tasks |" for tasks in ROUNDS), "two at once, 25 tasks | start: cold, again |")
+    print("| an iteration |", *(f"{tasks} tasks |" for tasks in ROUNDS), "two at once, 10 tasks | start: cold, again |")
     print("|---" * (len(ROUNDS) + 3) + "|")
     for row in rows:
         cells = [f"{us[ORIGINAL, n] / us[row, n]:.1f} × as fast, {us[row, n]:,.0f} µs" for n in ROUNDS]
         if JAX in rows:
             cells = [f"{cell}, {us[row, n] / us[JAX, n]:.2f} × JAX's" for cell, n in zip(cells, ROUNDS, strict=True)]
         if row in (EAGER, COMPILED):
-            cells += [f"{us[row, 'two'] / us[row, 25]:.2f} × as long, {us[row, 'two']:,.0f} µs"]
+            cells += [f"{us[row, 'two'] / us[row, 10]:.2f} × as long, {us[row, 'two']:,.0f} µs"]
             cells += [f"{runs[row, 10][0][0]:.1f} s, {runs[row, 10][-1][0]:.1f} s"]
         print("|", " | ".join([row, *cells, "", ""][: len(ROUNDS) + 3]), "|")
     alone = {n: statistics.median(numbers[2] for numbers in runs[EAGER, n]) for n in ROUNDS}

@@ -1,4 +1,4 @@
-"""What the README says is so: its numbers, its commands, its code, its pictures."""
+"""What the README and the gallery say is so: their numbers, commands, code, pictures and links."""
 
 import functools
 import re
@@ -8,7 +8,6 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-import torch
 
 import main
 from data import Sinusoid
@@ -17,28 +16,52 @@ from meta import Meta
 ROOT = Path(__file__).parent.parent
 README, GALLERY = ((ROOT / name).read_text() for name in ("README.md", "res/README.md"))
 COMMANDS = sorted(set(re.findall(r"python3? main\.py[^`\n&|]*", README + GALLERY)) - {"python3 main.py --help"})
-ROWS = [line.split("|")[1:-1] for line in README.splitlines() if line.startswith("|") and "±" in line]
+SECTIONS = {  # of the gallery: the end of a link to it -> its command
+    title.lower().replace(" ", "-"): re.search(r"`(python3 main\.py[^`]*)`", text)[1]
+    for title, text in re.findall(r"^## (.*)\n(.*?)(?=\n## |\Z)", GALLERY, re.MULTILINE | re.DOTALL)
+}
+SEEDS = (0, 1, 2)
 
 
-def words(command):
-    return shlex.split(command)[2:]
+def parse(command):
+    return main.parse(shlex.split(command)[2:])
 
 
 def weights_of(args):
     return ROOT / (args.weights or f"weights/w({main.run_name(args)}).pt")
 
 
-def scores_of(args):
+def scores_of(command, seed=0):
+    args = parse(f"{command} --seed {seed}")
     return scores(weights_of(args), args.k_shot, args.loss)
 
 
 @functools.cache
 def scores(path, k_shot, loss):
     """What `--test` makes its table of: the scores of these weights on the 10,000 test tasks, with α = 0.01."""
-    meta = Meta(loss=loss)
-    meta.load_weights(path)
+    meta = Meta(loss=loss, first_order=True)
+    meta.net.load_state_dict(main.load(path))
     tasks = Sinusoid(k_shot, q_query=0, num_tasks=main.TEST_TASKS, seed=(main.TEST,))
-    return main.summarize(main.evaluate(meta, tasks, torch.device("cpu")))
+    return main.summarize(main.evaluate(meta, tasks))
+
+
+def rows():
+    """Each row of results: the first cell of its table, the other columns, its name, its command and its cells."""
+    found = []
+    for page, heading in ((README, "## Results"), (GALLERY, "")):
+        text = page[page.index(heading) :]
+        for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+            header, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+            if "MSE, 1 step" not in header:
+                continue
+            before = text[: text.index(table)]
+            titles = re.findall(r"^## (.*)$", before, re.MULTILINE)
+            for name, *cells in lines:
+                link = re.search(r"\]\(res/README\.md#([^)]*)\)", name)
+                anchor = link[1] if link else titles[-1].lower().replace(" ", "-")
+                if "paper" not in name or link:
+                    found.append((header[0], header[1:], name, SECTIONS.get(anchor), cells))
+    return found
 
 
 def agrees(printed, measured):
@@ -46,54 +69,60 @@ def agrees(printed, measured):
     return abs(float(printed) - measured) < 10.0 ** (1 - len(printed.split(".")[1]))
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip())
+@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row[0]}, {row[2]}".replace("*", ""))
 def test_results_are_those_of_the_weights_that_ship(row):
-    name, k, *cells, command = (cell.strip() for cell in row)
-    args = main.parse(words(command.strip("`")))
-    assert args.k_shot == int(k)
-    seeds = (0, 1, 2) if any("seeds" in cell for cell in cells) else (0,)
-    results = []
-    for seed in seeds:
-        args.seed = seed
-        results.append(scores_of(args))
-    for steps, cell in zip((1, 5, 10), cells, strict=True):
-        mean, ci = re.search(r"([\d.]+) ± ([\d.]+)", cell).groups()
-        values = [score["mse"][steps].item() for score in results]
-        assert agrees(mean, values[0]), f"{name}, {steps} steps: the weights give {values[0]}"
-        assert agrees(ci, results[0]["mse_ci"][steps].item())
-        diverged = re.search(r"(\d+) diverged", cell)
-        assert (int(diverged[1]) if diverged else 0) == results[0]["diverged"][steps].item()
-        if len(seeds) > 1:
-            numbers = re.search(r"seeds ([\d.]+) \(([\d.]+) to ([\d.]+)\)", cell).groups()
-            for printed, measured in zip(numbers, (np.mean(values), min(values), max(values)), strict=True):
-                assert agrees(printed, measured), f"{name}, {steps} steps: the three seeds give {values}"
+    first, columns, name, command, cells = row
+    if first.startswith("K = "):
+        assert parse(command).k_shot == int(first.removeprefix("K = "))
+    several = "seeds" in name
+    seeds = SEEDS if several else [int(name)] if first == "seed" else [0]
+    results = [scores_of(command, seed) for seed in seeds]
+    diverged = 0
+    for column, cell in zip(columns, cells, strict=True):
+        if column == "diverged":
+            assert int(cell) == diverged
+            continue
+        unit, steps = re.fullmatch(r"(√SSE|MSE), (\d+) steps?", column).groups()
+        key, steps = {"√SSE": "rsse", "MSE": "mse"}[unit], int(steps)
+        values = [score[key][steps].item() for score in results]
+        diverged = max(diverged, *(score["diverged"][steps].item() for score in results))
+        expected = [values[0], results[0][f"{key}_ci"][steps].item()]
+        if several:
+            expected = [min(values), max(values)] if "range" in name else [np.mean(values)]
+        numbers = cell.replace("*", "").replace(" to ", " ± ").split(" ± ")
+        assert len(numbers) == len(expected)
+        for printed, measured in zip(numbers, expected, strict=True):
+            assert agrees(printed, measured), f"{name}, {column}: the weights give {measured}"
 
 
 def test_there_are_results():
-    assert 8 <= len(ROWS) <= 10
+    """Both tables of the README, and a table of three seeds for each run that has them."""
+    assert [first for first, *_ in rows()].count("K = 10") == 7
+    assert [first for first, *_ in rows()].count("K = 5") == 5
+    assert [first for first, *_ in rows()].count("seed") == 9
 
 
-def test_the_losses_in_the_unit_of_the_original():
-    found = re.findall(
-        r"√SSE[^|]*?([\d.]+) ± [\d.]+ to \*{0,2}([\d.]+) ± [\d.]+[^|]*?`(python3 main.py --test[^`]*)`", README
-    )
-    assert len(found) == 2
-    for pre, post, command in found:
-        rsse = scores_of(main.parse(words(command)))["rsse"]
-        assert agrees(pre, rsse[0].item())
-        assert agrees(post, rsse[1].item())
+def test_what_the_second_step_does_is_that_of_the_three_seeds():
+    (sentence,) = re.findall(r"the second step[^(]*\(([^)]*)\)", README.replace("\n", " "))
+    pairs = re.findall(r"([\d.]+) to ([\d.]+)", sentence)
+    assert len(pairs) == len(SEEDS)
+    for seed, pair in zip(SEEDS, pairs, strict=True):
+        for steps, printed in zip((1, 2), pair, strict=True):
+            measured = scores_of("python3 main.py", seed)["mse"][steps].item()
+            assert abs(float(printed) - measured) < 0.01
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood_and_their_weights_ship(command):
-    args = main.parse(words(command))
-    assert weights_of(args).exists() or "--resume" in command
+    args = parse(command)
+    assert weights_of(args).exists() or "checkpoint" in command
 
 
 def test_the_inner_loop_is_shown_as_it_stands():
     (shown,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert shown in (ROOT / "meta.py").read_text()
     assert "torch.autograd.grad" in shown
+    assert max(map(len, shown.splitlines())) <= 96
 
 
 def test_what_the_algorithm_table_names_is_there():
@@ -108,9 +137,12 @@ def test_what_the_algorithm_table_names_is_there():
 def test_every_file_that_ships_has_its_place_and_every_link_its_file():
     for text, folder in ((README, ROOT), (GALLERY, ROOT / "res")):
         for link in re.findall(r"\]\((?!http)([^)]*(?:\([^)]*\))*[^)]*)\)|src=\"([^\"]*)\"", text):
-            assert (folder / unquote("".join(link))).exists(), link
-    mentioned = unquote(README + GALLERY)
-    named = {weights_of(main.parse(words(command))).name for command in COMMANDS}
-    for path in [*ROOT.glob("res/*.png"), *ROOT.glob("weights/*.pt")]:
-        if not path.name.startswith("checkpoint"):
-            assert path.name in mentioned or path.name in named, f"{path.name} is on no page"
+            path, _, anchor = unquote("".join(link)).partition("#")
+            assert (folder / path).exists(), path
+            assert not anchor or anchor in SECTIONS, anchor
+    shown = unquote(README + GALLERY)
+    for path in ROOT.glob("res/*.png"):
+        assert path.name in shown, f"{path.name} is on no page"
+    measured = {weights_of(parse(f"{command} --seed {seed}")) for command in COMMANDS for seed in SEEDS}
+    for path in ROOT.glob("weights/*.pt"):
+        assert path in measured or path.name.startswith("checkpoint"), f"{path.name} is measured by no command"
