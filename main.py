@@ -1,6 +1,6 @@
 """MAML on K-shot sinusoid regression (Finn, Abbeel and Levine, ICML 2017, Section 5.1).
 
-python3 main.py           trains, in about a minute on a CPU
+python3 main.py           trains, in a few minutes on a CPU
 python3 main.py --test    measures the trained weights on 10,000 test tasks and
                           draws res/graph(k=10).png and res/steps(k=10).png
 """
