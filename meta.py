@@ -57,8 +57,8 @@ class Meta:
         weights = weights or self.net.expand(len(k_x))  # line 4, for all tasks at once
         for _ in range(steps):
             loss, _ = self.net(k_x, k_y, weights)  # (tasks,)
-            # Line 5. A task's loss depends on its own fast weights alone, so the gradient of the
-            # sum is the gradient of each. `create_graph` lets line 8 differentiate through it.
+            # Line 5. A task's loss depends on its own fast weights alone, so the gradient of
+            # the sum is that of each. `create_graph` lets line 8 differentiate through it.
             fast = list(weights.values())
             gradients = torch.autograd.grad(loss.sum(), fast, create_graph=not self.first_order)
             # Line 6: θ' = θ − α ∇L(θ)

@@ -18,7 +18,7 @@ README, GALLERY = ((ROOT / name).read_text() for name in ("README.md", "res/READ
 COMMANDS = sorted(set(re.findall(r"python3? main\.py[^`\n&|]*", README + GALLERY)) - {"python3 main.py --help"})
 SECTIONS = {  # of the gallery: the end of a link to it -> its command
     title.lower().replace(" ", "-"): re.search(r"`(python3 main\.py[^`]*)`", text)[1]
-    for title, text in re.findall(r"^## (.*)\n(.*?)(?=\n## |\Z)", GALLERY, re.MULTILINE | re.DOTALL)
+    for title, text in re.findall(r"^## ([^\n]*)\n(.*?)(?=\n## |\Z)", GALLERY, re.MULTILINE | re.DOTALL)
 }
 SEEDS = (0, 1, 2)
 
