@@ -1,4 +1,4 @@
-"""How fast an iteration of training is, beside the alternatives: python3 tests/benchmark.py, about five minutes.
+"""How fast an iteration of training is, beside the alternatives: python3 tests/benchmark.py, five to ten minutes.
 
 Whole loops are timed, since a part alone finds its data in the caches and looks two to three times cheaper: main.py
 itself, with validation and bar, also around the gradients of reference.py; and JAX, if there is one,
