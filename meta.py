@@ -114,5 +114,5 @@ class Meta:
                 torch._foreach_copy_(steps, counts)
             return loss
 
-        options = {"cpp_wrapper": not self.net.w_1.is_cuda}  # calls the kernels from C++: 15 % faster
+        options = {} if self.net.w_1.is_cuda else {"cpp_wrapper": True, "memory_planning": True}  # a sixth faster
         self.outer_step = torch.compile(outer_step, fullgraph=True, dynamic=False, options=options)

@@ -49,8 +49,8 @@ class Net(nn.Module):
             The loss of each task, (tasks,), and the prediction, (tasks, N, 1).
         """
         weights = weights or self.expand(len(x))
-        h = torch.relu(_linear(x, weights["w_1"], weights["b_1"]))  # (tasks, N, 40)
-        h = torch.relu(_linear(h, weights["w_2"], weights["b_2"]))  # (tasks, N, 40)
+        h = torch.relu_(_linear(x, weights["w_1"], weights["b_1"]))  # (tasks, N, 40)
+        h = torch.relu_(_linear(h, weights["w_2"], weights["b_2"]))  # (tasks, N, 40)
         pred = _linear(h, weights["w_3"], weights["b_3"])  # (tasks, N, 1)
         sse = (pred - y).square().sum((1, 2))  # (tasks,)
         if self.loss == "mse":
