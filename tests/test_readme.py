@@ -61,7 +61,7 @@ def rows():
                 anchor = link[1] if link else titles[-1].lower().replace(" ", "-")
                 if "paper" not in name or link:
                     found.append((header[0], header[1:], name, SECTIONS.get(anchor), cells))
-    return found
+    return sorted(found, key=lambda row: row[3])  # those of the same weights together, which are measured once
 
 
 def agrees(printed, measured):

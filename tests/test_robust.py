@@ -527,18 +527,20 @@ def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, f
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_costs_one_line_and_no_file(tmp_path):
+def test_a_full_disk_costs_one_line_and_no_file(program):
     """No file may grow past 4 KiB: neither weights nor graphs fit."""
-    put(tmp_path / "weights/w(k=10,epochs=5).pt", saved(good_weights()))
-    put(tmp_path / "res/loss_final(k=10,epochs=5).png", b"an earlier graph")
-    before = snapshot(tmp_path)
-    limit = (4096, 4096)
-    output = run(tmp_path, "--epochs", "5", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
-    assert output.returncode == 2
-    last = output.stderr.splitlines()[-1]
-    assert last == "main.py: weights/checkpoint(k=10,epochs=5).pt can't be written: File too large"
-    assert "Traceback" not in output.stderr
-    assert snapshot(tmp_path) == before
+    put(SHORT_WEIGHTS, saved(good_weights()))
+    put(SHORT_GRAPH, b"an earlier graph")
+    before = snapshot()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        output = program(SHORT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert output.code == 2
+    assert output.err[-1] == f"main.py: {SHORT_CHECKPOINT} can't be written: File too large"
+    assert snapshot() == before
 
 
 def test_a_name_that_is_too_long_is_refused(program):
