@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"main.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("main.py: interrupted; --resume goes on from the last checkpoint of a training", file=sys.stderr)
+        print("main.py: interrupted; --resume goes on from the last checkpoint, if there is one", file=sys.stderr)
         sys.exit(130)
     except torch._dynamo.exc.TorchDynamoException as error:
         print(f"main.py: --compile failed: {' '.join(str(error).split())[:300]}", file=sys.stderr)
@@ -252,7 +252,7 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     if not weights_file.exists():
         raise InputError(f"there are no weights {weights_file}: check --weights, or train some, without --test")
     label = PRETRAINED if args.inner_steps == 0 else "FOMAML" if args.first_order else "MAML"
-    files = {args.weights.name if args.weights else label: weights_file}
+    files = {ascii(args.weights.name) if args.weights else label: weights_file}  # in quotes: like no other label
     baseline = argparse.Namespace(**{**vars(args), "inner_steps": 0, "first_order": False})
     baseline_file = Path("weights", f"w({run_name(baseline)}).pt")
     if args.inner_steps and baseline_file.exists():
@@ -264,7 +264,7 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     results, scores = {}, {}
     for label, file in files.items():
         meta = Meta(args.inner_lr, loss=args.loss, first_order=True, device=device)  # no second derivatives here
-        meta.net.load_state_dict(load(file), strict=False)  # a checkpoint has more than weights
+        meta.net.load_state_dict({name: w for name, w in load(file).items() if name in meta.net.Param})
         pred, sse = predict(meta, k_x, k_y, truth)
         results[label] = pred[:, 0], sse[:, 0].sqrt()
         print(f"\n{label}, {file}, on a drawn task and {TEST_TASKS} test tasks with K = {args.k_shot}:")

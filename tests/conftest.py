@@ -25,6 +25,12 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """Random weights of a test are the same, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 class Output(NamedTuple):
     code: int
     out: list[str]  # lines

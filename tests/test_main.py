@@ -60,6 +60,18 @@ def record_plots(monkeypatch):
     return lines
 
 
+def record_figures(monkeypatch):
+    """The figures that are drawn from now on: the name of its file -> figure."""
+    write, figures = main.write, {}
+
+    def recorded_write(path, save):
+        figures[path.name] = getattr(save, "__self__", None)
+        write(path, save)
+
+    monkeypatch.setattr(main, "write", recorded_write)
+    return figures
+
+
 def test_training_and_the_same_command_with_test_as_a_user_runs_them(tmp_path):
     name, words = "k=10,epochs=30,batch_size=4", ("--epochs", "30", "--batch_size", "4")
     training = run(tmp_path, *words)
@@ -249,7 +261,7 @@ def test_every_flag_has_a_help_text_and_shows_its_default(program, monkeypatch):
     [
         {},
         {"seed": 3},
-        {"k_shot": 5, "batch_size": 3, "inner_lr": 0.02, "outer_lr": 0.01, "loss": "mse"},
+        {"k_shot": 5, "batch_size": 25, "inner_lr": 0.02, "outer_lr": 0.01, "loss": "mse"},
         {"inner_steps": 2},
         {"first_order": True},
     ],
@@ -417,12 +429,14 @@ SCORES = ("rsse", "rsse_ci", "mse", "mse_ci", "median")
 
 
 @pytest.mark.parametrize(
-    ("words", "settings"), [("", {}), ("--loss mse", {"loss": "mse"}), ("--inner_lr 0.004", {"inner_lr": 0.004})]
+    ("words", "settings"),
+    [("", {}), ("--loss mse", {"loss": "mse"}), ("--inner_lr 0.004", {"inner_lr": 0.004}), ("--k_shot 5", {})],
 )
 def test_the_test_prints_the_line_of_the_original_and_the_table(program, words, settings):
     """Of a Meta with the settings of the command line."""
     make_weights("w.pt", scale=0.5)
-    make_weights(f"weights/w({main.run_name(main.parse([*words.split(), '--inner_steps', '0']))}).pt")
+    baseline = main.parse([*words.split(), "--inner_steps", "0"])
+    make_weights(f"weights/w({main.run_name(baseline)}).pt")
     output = program(f"--test --weights w.pt {words}")
     assert output.code == 0
     lines = [re.fullmatch(r"\| pre loss: (\d+\.\d{3}) \| post loss: (\d+\.\d{3}) \|", line) for line in output.out]
@@ -430,7 +444,7 @@ def test_the_test_prints_the_line_of_the_original_and_the_table(program, words, 
 
     # The same two losses from the parts: √SSE over the 50 points, of the task that seed 0 draws.
     meta = load_weights(Meta(**settings), "w.pt")
-    task = Sinusoid(10, num_tasks=1, seed=(main.DRAWN, 0))
+    task = Sinusoid(baseline.k_shot, num_tasks=1, seed=(main.DRAWN, 0))
     k_x, k_y, _, _ = task.batch([0])
     x = torch.linspace(-5, 5, 50, dtype=torch.float64).reshape(1, 50, 1)
     y = task.amplitude[0].item() * torch.sin(x + task.phase[0].item())
@@ -445,15 +459,19 @@ def test_the_test_prints_the_line_of_the_original_and_the_table(program, words, 
     assert "chunk" in "\n".join(output.err)  # a bar: the whole takes ten seconds
 
     # The numbers are those of the test tasks, which no seed changes.
-    scores = main.summarize(main.evaluate(meta, Sinusoid(10, q_query=0, num_tasks=50, seed=(main.TEST,))))
+    tasks = Sinusoid(baseline.k_shot, q_query=0, num_tasks=50, seed=(main.TEST,))
+    scores = main.summarize(main.evaluate(meta, tasks))
     for line, step in zip(table(output)[:6], (0, 1, 2, 3, 5, 10), strict=True):
         printed = [float(word) for word in re.findall(r"\d+\.\d+", line)]
         assert printed == pytest.approx([scores[name][step].item() for name in SCORES], abs=6e-4)
 
 
+STEPS = {"Pre Update": 0, "One Grad Step": 1, "10 Grad Steps": 10}
+
+
 def test_the_graphs_show_what_was_computed(program, monkeypatch):
     make_weights("weights/w(k=10).pt")
-    lines = record_plots(monkeypatch)
+    lines, figures = record_plots(monkeypatch), record_figures(monkeypatch)
     assert program("--test").code == 0
     meta = load_weights(Meta(), "weights/w(k=10).pt")
     task = Sinusoid(10, num_tasks=1, seed=(main.DRAWN, 0))
@@ -461,7 +479,7 @@ def test_the_graphs_show_what_was_computed(program, monkeypatch):
     x = torch.linspace(-5, 5, 50, dtype=torch.float64).reshape(1, 50, 1)
     y = task.amplitude[0].item() * torch.sin(x + task.phase[0].item())
     expected = {"Ground Truth": (x, y), "K = 10 Support Points": (k_x, k_y)}
-    for label, steps in (("Pre Update", 0), ("One Grad Step", 1), ("10 Grad Steps", 10)):
+    for label, steps in STEPS.items():
         expected[label] = x, meta.net(x, y, meta.adapt(k_x, k_y, steps))[1].detach()
     scores = main.summarize(main.evaluate(meta, Sinusoid(10, q_query=0, num_tasks=50, seed=(main.TEST,))))
     label = f"MAML, without {scores['diverged'].max()} diverged" if scores["diverged"].any() else "MAML"
@@ -470,6 +488,35 @@ def test_the_graphs_show_what_was_computed(program, monkeypatch):
     for name, points in expected.items():
         for drawn, values in zip(lines[name], points, strict=True):
             assert drawn == pytest.approx(values.flatten().tolist(), abs=1e-9), name
+
+    title = figures["graph(k=10).png"].axes[0].get_title()
+    assert "√SSE after 0 → 1 → 10 steps" in title
+    errors = [(expected[label][1] - y).square().sum().sqrt().item() for label in STEPS]
+    assert [float(number) for number in re.findall(r"\d+\.\d\d", title)] == pytest.approx(errors, abs=6e-3)
+    (band,) = figures["steps(k=10).png"].axes[0].collections
+    edge = torch.from_numpy(band.get_paths()[0].vertices[:, 1])
+    for bound in (scores["mse"] - scores["mse_ci"], scores["mse"] + scores["mse_ci"]):
+        assert all((edge - value).abs().min() < 1e-9 for value in bound)
+
+
+def test_the_evaluation_takes_no_second_derivatives(program, monkeypatch):
+    """Else the graphs of all its steps stay in memory."""
+    make_weights("w.pt")
+    learners, evaluate = [], main.evaluate
+    monkeypatch.setattr(main, "evaluate", lambda meta, tasks: learners.append(meta) or evaluate(meta, tasks))
+    assert program("--test --weights w.pt").code == 0
+    assert [learner.first_order for learner in learners] == [True]
+
+
+def test_the_loss_graph_says_what_it_shows(program, monkeypatch):
+    figures = record_figures(monkeypatch)
+    for words, unit in (("--epochs 12", "√SSE"), ("--epochs 12 --loss mse", "MSE")):
+        assert program(words).code == 0
+        name = main.run_name(main.parse(words.split()))
+        (axes,) = figures[f"loss_final({name}).png"].axes
+        assert axes.get_title() == f"Training, {name}"
+        assert axes.get_ylabel().startswith(f"query loss ({unit}")
+        assert axes.get_yscale() == "log"
 
 
 def test_weights_can_be_measured_at_another_k_and_the_drawn_task_follows_the_seed(program):
@@ -493,13 +540,13 @@ LABELS = {
     ],
     "--inner_steps 0": ["pretrained on all tasks, weights/w(k=10,inner_steps=0).pt"],
     "--seed 1": ["MAML, weights/w(k=10,seed=1).pt"],
-    "--inner_steps 0 --weights 'weights/w(k=10).pt'": ["w(k=10).pt, weights/w(k=10).pt"],
+    "--inner_steps 0 --weights 'weights/w(k=10).pt'": ["'w(k=10).pt', weights/w(k=10).pt"],
     "--weights 'weights/w(k=10,inner_steps=0).pt'": [
-        "w(k=10,inner_steps=0).pt, weights/w(k=10,inner_steps=0).pt",
+        "'w(k=10,inner_steps=0).pt', weights/w(k=10,inner_steps=0).pt",
         "pretrained on all tasks, weights/w(k=10,inner_steps=0).pt",
     ],
     "--seed 1 --first_order --weights 'weights/w(k=10,inner_steps=0).pt'": [
-        "w(k=10,inner_steps=0).pt, weights/w(k=10,inner_steps=0).pt"
+        "'w(k=10,inner_steps=0).pt', weights/w(k=10,inner_steps=0).pt"
     ],
 }
 

@@ -116,9 +116,11 @@ def test_an_interrupted_run_goes_on_bit_identical(program, iteration):
     output = program(SHORT, interrupt_at=iteration)
     assert output.code == 130
     assert "Traceback" not in "".join(output.err)
-    assert output.err[-1] == "main.py: interrupted; --resume goes on from the last checkpoint of a training"
+    assert output.err[-1] == "main.py: interrupted; --resume goes on from the last checkpoint, if there is one"
     assert set(snapshot()) == {SHORT_CHECKPOINT}
-    assert program(f"{SHORT} --resume").code == 0
+    output = program(f"{SHORT} --resume")
+    assert output.code == 0
+    assert "12/12" in output.err[-1]  # the bar
     assert snapshot() == whole
 
 
@@ -609,8 +611,10 @@ BAD_FLAGS = [
     "--outer_lr fast",
     "--seed -1",
     "--inner_steps -1",
+    "--inner_steps 101",
     "--loss mae",
     "--no_such_flag 7",
+    "--epoch 7",
     "--later_lr 0.005",
 ]
 BAD_WEIGHTS = {
@@ -727,7 +731,7 @@ def test_anybody_can_load_the_weights(program):
     "kind",
     [
         dict,
-        lambda weights: {**weights, "w_4": 1, "epoch": "five"},
+        lambda weights: {**weights, "w_4": 1, 5: "five"},
         lambda weights: {n: torch.nn.Parameter(w) for n, w in weights.items()},
     ],
 )
