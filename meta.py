@@ -89,7 +89,7 @@ class Meta:
         return self.outer_step(k_x, k_y, q_x, q_y).item() / len(k_x)
 
     def compile(self) -> None:
-        """Replace `outer_step` by a compiled one with Adam inside, which the next iteration compiles in some seconds.
+        """Replace `outer_step` by one that the next iteration compiles, Adam inside: the more inner steps, the longer.
 
         That raises a `torch._dynamo.exc.TorchDynamoException` where it fails, for want of a C++ compiler, say.
         The settings and the state of `outer_optim` are built into it: one that is loaded later would be ignored.

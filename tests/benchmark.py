@@ -1,4 +1,4 @@
-"""How fast an iteration of training is, beside the alternatives: python3 tests/benchmark.py, five to ten minutes.
+"""How fast an iteration of training is, beside the alternatives: python3 tests/benchmark.py, about ten minutes.
 
 Whole loops are timed, since a part alone finds its data in the caches and looks two to three times cheaper: main.py
 itself, with validation and bar, also around the gradients of reference.py; and JAX, if there is one,
@@ -28,7 +28,7 @@ import reference
 
 import main
 
-ROUNDS = {10: 3, 100: 2}  # for each number of tasks
+ROUNDS = {10: 5, 100: 3}  # for each number of tasks
 STRETCH = main.VALIDATE_EVERY  # iterations from one look at the clock to the next: with one validation
 SECONDS = 1.5  # a measurement ends with the first stretch after them
 
