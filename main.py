@@ -87,7 +87,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--inner_steps", metavar="N", type=between(0, 100), default=1, help="in training; 0 is plain pretraining")
     add("--first_order", action="store_true", help="drop the second derivatives: FOMAML")
     add = parser.add_argument_group("what to do").add_argument
-    add("--compile", action="store_true", help="slower to start, then up to three times as fast")
+    add("--compile", action="store_true", help="slower to start, then three times as fast with few tasks")
     add("--resume", action="store_true", help="go on with a run that was stopped")
     add("--test", action="store_true", help="measure the trained weights and draw graphs")
     add("--weights", metavar="FILE", type=Path, help="with --test: those in FILE instead")

@@ -10,7 +10,6 @@ import time
 import warnings
 from pathlib import Path
 
-import matplotlib.axes
 import matplotlib.image
 import numpy as np
 import pytest
@@ -48,18 +47,6 @@ def load_weights(meta, path):
     return meta
 
 
-def record_plots(monkeypatch):
-    """What is plotted from now on: label -> (x, y)."""
-    plot, lines = matplotlib.axes.Axes.plot, {}
-
-    def recorded_plot(axes, x, y, *args, **kwargs):
-        lines[kwargs["label"]] = np.asarray(x).flatten().tolist(), np.asarray(y).flatten().tolist()
-        return plot(axes, x, y, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.axes.Axes, "plot", recorded_plot)
-    return lines
-
-
 def record_figures(monkeypatch):
     """The figures that are drawn from now on: the name of its file -> figure."""
     write, figures = main.write, {}
@@ -70,6 +57,12 @@ def record_figures(monkeypatch):
 
     monkeypatch.setattr(main, "write", recorded_write)
     return figures
+
+
+def plotted(*figures):
+    """What these figures show: label -> (x, y)."""
+    lines = [line for figure in figures for axes in figure.axes for line in axes.get_lines()]
+    return {line.get_label(): tuple(np.ravel(points).tolist() for points in line.get_data()) for line in lines}
 
 
 def test_training_and_the_same_command_with_test_as_a_user_runs_them(tmp_path):
@@ -341,7 +334,7 @@ def test_compiled_training_learns_the_same_and_a_run_may_change_between_the_two(
 
 def test_more_iterations_than_tasks_and_validation_in_between(program, monkeypatch):
     """Validation after iterations 4 and 8, and after the last, 10: that is also what the graph shows."""
-    lines, runs, draw_losses = record_plots(monkeypatch), [], main.draw_losses
+    figures, runs, draw_losses = record_figures(monkeypatch), [], main.draw_losses
 
     def recorded_draw(path, args, run):
         runs.append(run)
@@ -356,6 +349,7 @@ def test_more_iterations_than_tasks_and_validation_in_between(program, monkeypat
     assert len(run.losses) == 10
     assert len(run.validation_losses) == 3
     assert f"best validation loss: {min(run.validation_losses):.5g}" in output.out[-2]
+    lines = plotted(figures["loss_final(k=10,epochs=10,batch_size=3).png"])
     means = [sum(run.losses[i : i + 4]) / 4 for i in range(7)]
     assert lines["training, each meta-batch"] == (list(range(1, 11)), run.losses)
     assert lines["training, mean of the last 4 iterations"] == (list(range(4, 11)), pytest.approx(means))
@@ -471,8 +465,10 @@ STEPS = {"Pre Update": 0, "One Grad Step": 1, "10 Grad Steps": 10}
 
 def test_the_graphs_show_what_was_computed(program, monkeypatch):
     make_weights("weights/w(k=10).pt")
-    lines, figures = record_plots(monkeypatch), record_figures(monkeypatch)
+    figures = record_figures(monkeypatch)
     assert program("--test").code == 0
+    graph, steps_graph = figures["graph(k=10).png"], figures["steps(k=10).png"]
+    lines = plotted(graph, steps_graph)
     meta = load_weights(Meta(), "weights/w(k=10).pt")
     task = Sinusoid(10, num_tasks=1, seed=(main.DRAWN, 0))
     k_x, k_y, _, _ = task.batch([0])
@@ -489,11 +485,11 @@ def test_the_graphs_show_what_was_computed(program, monkeypatch):
         for drawn, values in zip(lines[name], points, strict=True):
             assert drawn == pytest.approx(values.flatten().tolist(), abs=1e-9), name
 
-    title = figures["graph(k=10).png"].axes[0].get_title()
+    title = graph.axes[0].get_title()
     assert "√SSE after 0 → 1 → 10 steps" in title
     errors = [(expected[label][1] - y).square().sum().sqrt().item() for label in STEPS]
     assert [float(number) for number in re.findall(r"\d+\.\d\d", title)] == pytest.approx(errors, abs=6e-3)
-    (band,) = figures["steps(k=10).png"].axes[0].collections
+    (band,) = steps_graph.axes[0].collections
     edge = torch.from_numpy(band.get_paths()[0].vertices[:, 1])
     for bound in (scores["mse"] - scores["mse_ci"], scores["mse"] + scores["mse_ci"]):
         assert all((edge - value).abs().min() < 1e-9 for value in bound)
