@@ -4,13 +4,11 @@
 whole meta-batch at once: every task has fast weights of its own, stacked along a leading dimension.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from net import Net
+from net import Net, Weights
 
 
 class Meta:
@@ -33,17 +31,16 @@ class Meta:
         loss: str = "rsse",
         inner_steps: int = 1,
         first_order: bool = False,
-        device: torch.device | str = "cpu",
+        device: str = "cpu",
     ) -> None:
-        self.inner_lr = inner_lr
-        self.inner_steps = inner_steps
-        self.first_order = first_order
+        self.inner_lr, self.inner_steps, self.first_order = inner_lr, inner_steps, first_order
         self.net = Net(loss).to(device)
         self.outer_optim = torch.optim.Adam(self.net.parameters(), lr=outer_lr, fused=True)
+        for parameter in self.net.parameters():  # the state that Adam would make in its first step
+            state = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            self.outer_optim.state[parameter] = {"step": torch.zeros((), dtype=torch.float32, device=device), **state}
 
-    def adapt(
-        self, k_x: Tensor, k_y: Tensor, steps: int, weights: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def adapt(self, k_x: Tensor, k_y: Tensor, steps: int, weights: Weights | None = None) -> Weights:
         """The inner loop: `steps` gradient steps on the support loss of every task.
 
         Args:
@@ -57,8 +54,8 @@ class Meta:
         weights = weights or self.net.expand(len(k_x))  # line 4, for all tasks at once
         for _ in range(steps):
             loss, _ = self.net(k_x, k_y, weights)  # (tasks,)
-            # Line 5. A task's loss depends on its own fast weights alone, so the gradient of
-            # the sum is that of each. `create_graph` lets line 8 differentiate through it.
+            # Line 5. Tasks share no fast weights, so one call gives the gradient of every task; on the
+            # way back `expand` adds them up into θ. `create_graph` lets line 8 differentiate through it.
             fast = list(weights.values())
             gradients = torch.autograd.grad(loss.sum(), fast, create_graph=not self.first_order)
             # Line 6: θ' = θ − α ∇L(θ)
@@ -89,27 +86,23 @@ class Meta:
         return self.outer_step(k_x, k_y, q_x, q_y).item() / len(k_x)
 
     def compile(self) -> None:
-        """Replace `outer_step` by one that the next iteration compiles, Adam inside: the more inner steps, the longer.
+        """Compile the outer step, Adam included. The next iteration does it, and takes longer with more inner steps.
 
-        That raises a `torch._dynamo.exc.TorchDynamoException` where it fails, for want of a C++ compiler, say.
-        The settings and the state of `outer_optim` are built into it: one that is loaded later would be ignored.
+        If that fails, for example without a C++ compiler, it raises a `torch._dynamo.exc.TorchDynamoException`. The
+        learning rates and the tensors of Adam's state are compiled in: load a state of `outer_optim` before the call.
         """
         torch._dynamo.config.trace_autograd_ops = True  # compile `torch.autograd.grad` as part of the whole
         (group,) = self.outer_optim.param_groups
         settings = {name: group[name] for name in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
         settings["beta1"], settings["beta2"] = group["betas"]
-        states = [self.outer_optim.state[parameter] for parameter in self.net.Param.values()]
-        for state, parameter in zip(states, self.net.Param.values(), strict=True):
-            if not state:  # Adam makes it in its first step, which is to be compiled
-                state["step"] = torch.zeros((), device=parameter.device)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        parameters = list(self.net.Param.values())
+        states = [self.outer_optim.state[parameter] for parameter in parameters]
         exp_avgs, exp_avg_sqs, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
 
         def outer_step(*batch: Tensor) -> Tensor:
             loss, gradients = self.meta_gradient(*batch)
             with torch.no_grad():  # `outer_optim.step` can't be compiled as a part of this, the function behind it can
-                counts = [step.double() for step in steps]  # it corrects the bias in their type: float32 is too coarse
-                parameters = list(self.net.Param.values())
+                counts = [step.double() for step in steps]  # float32 is too coarse for Adam's bias correction
                 adam(parameters, gradients, exp_avgs, exp_avg_sqs, [], counts, foreach=False, **settings)
                 torch._foreach_copy_(steps, counts)
             return loss

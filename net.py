@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 LOSSES = ("rsse", "mse")
 
+Weights = Mapping[str, Tensor]  # fast weights, a set for each task: w_1 (tasks, 40, 1), b_1 (tasks, 40), …
+
 
 class Net(nn.Module):
-    """MLP 1 → 40 → 40 → 1 in float64 that returns its loss beside its prediction.
+    """MLP 1 → 40 → 40 → 1 in float64, with the loss that it is trained on.
 
     Args:
         loss: "rsse", the root of the summed squared error √Σ(prediction − y)² over the points of a
@@ -38,24 +40,20 @@ class Net(nn.Module):
         """The parameters repeated over a leading task dimension, without a copy: w_1 (tasks, 40, 1), …"""
         return {name: parameter.expand(tasks, *parameter.shape) for name, parameter in self.Param.items()}
 
-    def forward(self, x: Tensor, y: Tensor, weights: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Predict y from x and measure the loss of each task.
-
-        Args:
-            x, y: inputs and targets, (tasks, N, 1).
-            weights: fast weights to use in place of the parameters: w_1 (tasks, 40, 1), b_1 (tasks, 40), …
-
-        Returns:
-            The loss of each task, (tasks,), and the prediction, (tasks, N, 1).
-        """
+    def predict(self, x: Tensor, weights: Weights | None = None) -> Tensor:
+        """The prediction at x, (tasks, N, 1) -> (tasks, N, 1). Fast weights, if given, replace the parameters."""
         weights = weights or self.expand(len(x))
         h = torch.relu_(_linear(x, weights["w_1"], weights["b_1"]))  # (tasks, N, 40)
         h = torch.relu_(_linear(h, weights["w_2"], weights["b_2"]))  # (tasks, N, 40)
-        pred = _linear(h, weights["w_3"], weights["b_3"])  # (tasks, N, 1)
+        return _linear(h, weights["w_3"], weights["b_3"])  # (tasks, N, 1)
+
+    def forward(self, x: Tensor, y: Tensor, weights: Weights | None = None) -> tuple[Tensor, Tensor]:
+        """The loss of each task, (tasks,), and its prediction, (tasks, N, 1), for targets y, (tasks, N, 1)."""
+        pred = self.predict(x, weights)
         sse = (pred - y).square().sum((1, 2))  # (tasks,)
         if self.loss == "mse":
             return sse / x.shape[1], pred
-        # The clamp keeps the derivatives of the root finite (they are 0) where the residual is 0; `vector_norm` is
+        # The clamp keeps the derivatives of the root finite (they are 0) where the residual is 0. `vector_norm` is
         # a little faster, but its second derivative is not a number there.
         return sse.clamp_min(1e-200).sqrt(), pred
 
