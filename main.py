@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import uuid
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -228,9 +229,12 @@ def load(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
     A tensor without elements takes a list of any length. If the file can't be read, it raises an `OSError`; if it is
     damaged, or has other tensors than the message says, an `InputError`.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
-            if zipfile.ZipFile(file).testzip():  # PyTorch does not look at the checksums
+            archive = zipfile.ZipFile(file)  # PyTorch does not look at checksums, and can be crashed by a large pickle
+            odd = [p for p in archive.infolist() if p.compress_type or ".pkl" in p.filename and p.file_size > 10**5]
+            if odd or archive.testzip():
                 raise zipfile.BadZipFile
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -309,11 +313,7 @@ def test(args: argparse.Namespace, device: str) -> None:
 
 
 def fine_tune(meta: Meta, tasks: Sinusoid, indices: Sequence[int]) -> tuple[Batch, Tensor, Tensor]:
-    """Tasks after 0 to MAX_STEPS gradient steps.
-
-    Returns the points of the tasks, the predictions over GRID, (MAX_STEPS + 1, tasks, 50, 1), and their sums of
-    squared errors, (MAX_STEPS + 1, tasks).
-    """
+    """The points of tasks, predictions over GRID, (steps, tasks, 50, 1), and their SSE, (steps, tasks), steps 0 … 10."""
     points, truth = tasks.batch(indices), tasks.target(indices, GRID)
     k_x, k_y, x = (tensor.to(meta.net.w_1.device) for tensor in (*points[:2], GRID.expand_as(truth)))
     weights, predictions = None, []
