@@ -313,7 +313,7 @@ def test(args: argparse.Namespace, device: str) -> None:
 
 
 def fine_tune(meta: Meta, tasks: Sinusoid, indices: Sequence[int]) -> tuple[Batch, Tensor, Tensor]:
-    """The points of tasks, predictions over GRID, (steps, tasks, 50, 1), and their SSE, (steps, tasks), steps 0 … 10."""
+    """Points of tasks, predictions over GRID, (steps, tasks, 50, 1), and their SSE, (steps, tasks), of 0 to 10 steps."""
     points, truth = tasks.batch(indices), tasks.target(indices, GRID)
     k_x, k_y, x = (tensor.to(meta.net.w_1.device) for tensor in (*points[:2], GRID.expand_as(truth)))
     weights, predictions = None, []
