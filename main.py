@@ -313,7 +313,7 @@ def test(args: argparse.Namespace, device: str) -> None:
 
 
 def fine_tune(meta: Meta, tasks: Sinusoid, indices: Sequence[int]) -> tuple[Batch, Tensor, Tensor]:
-    """Points of tasks, predictions over GRID, (steps, tasks, 50, 1), and their SSE, (steps, tasks), of 0 to 10 steps."""
+    """Points of tasks; after 0 to 10 steps, predictions over GRID, (11, tasks, 50, 1), and their SSE, (11, tasks)."""
     points, truth = tasks.batch(indices), tasks.target(indices, GRID)
     k_x, k_y, x = (tensor.to(meta.net.w_1.device) for tensor in (*points[:2], GRID.expand_as(truth)))
     weights, predictions = None, []

@@ -1,9 +1,10 @@
-"""The meta-gradient in three other ways, to hold the project's own against.
+"""The meta-gradient in four other ways, to hold the project's own against.
 
-None of them shares code with net.py and meta.py. `loop` is Algorithm 1 as a newcomer would write it,
-one task at a time; `functional` is the same in `torch.func`; `by_hand` uses no automatic differentiation.
-Weights are dictionaries with the names of `Net.Param`, batches are as `Meta` takes them, and each function
-returns the sum over tasks of the query losses and its gradient, a tensor for each weight.
+None of them shares code with net.py and meta.py. `loop` is Algorithm 1 as a newcomer would write it, one task
+at a time. `functional` is the same in `torch.func`. `in_jax` is the same in JAX, whose automatic differentiation
+is not PyTorch's. `by_hand` uses no automatic differentiation at all. Weights are dictionaries with the names of
+`Net.Param`, batches are as `Meta` takes them, and each function returns the sum over tasks of the query losses
+and its gradient, a tensor for each weight.
 """
 
 import torch
@@ -66,6 +67,47 @@ def functional(
 
     gradients, total = torch.func.grad_and_value(batch_loss)(weights)
     return total, tuple(gradients.values())
+
+
+def in_jax(
+    weights: Weights,
+    k_x: Tensor,
+    k_y: Tensor,
+    q_x: Tensor,
+    q_y: Tensor,
+    inner_lr: float = 1e-2,
+    steps: int = 1,
+    loss: str = "rsse",
+    first_order: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """JAX: the gradient of a vmap over tasks of the loss after `steps` steps, each along a gradient."""
+    import jax
+    import jax.numpy as jnp
+
+    def task_loss(weights: dict, x: jax.Array, y: jax.Array) -> jax.Array:
+        h = jax.nn.relu(x @ weights["w_1"].T + weights["b_1"])
+        h = jax.nn.relu(h @ weights["w_2"].T + weights["b_2"])
+        squares = (h @ weights["w_3"].T + weights["b_3"] - y) ** 2
+        return jnp.sqrt(squares.sum()) if loss == "rsse" else squares.mean()
+
+    def adapted_loss(weights: dict, k_x: jax.Array, k_y: jax.Array, q_x: jax.Array, q_y: jax.Array) -> jax.Array:
+        for _ in range(steps):
+            gradients = jax.grad(task_loss)(weights, k_x, k_y)
+            if first_order:
+                gradients = jax.lax.stop_gradient(gradients)
+            weights = jax.tree.map(lambda w, g: w - inner_lr * g, weights, gradients)
+        return task_loss(weights, q_x, q_y)
+
+    def batch_loss(weights: dict, *batch: jax.Array) -> jax.Array:
+        return jax.vmap(adapted_loss, in_axes=(None, 0, 0, 0, 0))(weights, *batch).sum()
+
+    with jax.enable_x64(True):
+        arrays = {name: jnp.asarray(w.detach().numpy()) for name, w in weights.items()}
+        batch = (jnp.asarray(points.numpy()) for points in (k_x, k_y, q_x, q_y))
+        total, gradients = jax.jit(jax.value_and_grad(batch_loss))(arrays, *batch)
+        results = [torch.tensor(array.tolist(), dtype=torch.float64) for array in (total, *gradients.values())]
+        gradients = dict(zip(gradients, results[1:], strict=True))  # JAX sorts the names
+        return results[0], tuple(gradients[name] for name in weights)
 
 
 @torch.no_grad()
