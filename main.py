@@ -22,7 +22,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogFormatter, LogLocator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -360,7 +360,7 @@ def draw_losses(path: Path, args: argparse.Namespace, run: Run) -> None:
     axes.set(xlabel="iteration of the outer loop", ylabel=f"query loss ({'√SSE' if args.loss == 'rsse' else 'MSE'})")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(0.4, 0.4)))  # labels for less than 0.4 decades
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper right").get_lines()[0].set(linewidth=6)

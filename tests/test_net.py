@@ -70,6 +70,7 @@ def test_forward_by_hand():
         assert loss.shape == (1,)
         assert loss.item() == pytest.approx(expected, abs=1e-10)
         assert torch.allclose(pred, x.relu(), rtol=0, atol=1e-10)
+        assert torch.equal(pred, Net(name).predict(x, weights))
 
 
 @pytest.mark.parametrize("loss_name", ["rsse", "mse"])
@@ -95,6 +96,7 @@ def test_without_weights_the_parameters_serve_every_task():
     assert loss.shape == (3,)
     assert torch.equal(loss, expected)
     assert torch.equal(pred, expected_pred)
+    assert torch.equal(pred, net.predict(x))
     loss.sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
