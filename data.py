@@ -13,13 +13,13 @@ from torch import Tensor
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # k_x, k_y, q_x, q_y
 
-BLOCK = 50  # iterations whose inputs are drawn at once: that takes 15 µs a meta-batch, and one by one 90
+BLOCK = 50  # iterations whose inputs are drawn at once: 15 µs a meta-batch, against 90 one by one
 
 
 class Sinusoid:
     """Sinusoid tasks with K support points and Q query points each.
 
-    Amplitude and phase belong to the task. Its inputs are drawn anew at every access, from a generator that
+    Amplitude and phase belong to the task. Its inputs are drawn anew at every call of `batch`, from a generator that
     belongs to the dataset. The same seed gives the same tasks and the same stream of inputs.
 
     Args:
@@ -49,7 +49,7 @@ class Sinusoid:
         return k_x.contiguous(), k_y.contiguous(), q_x.contiguous(), q_y.contiguous()
 
     def target(self, indices: Sequence[int], x: Tensor | np.ndarray) -> Tensor:
-        """The true y of the tasks `indices` at x, (N, 1) or (tasks, N, 1) -> (tasks, N, 1)."""
+        """The true y of the tasks `indices` at x, on the CPU, (N, 1) or (tasks, N, 1) -> (tasks, N, 1)."""
         return torch.from_numpy(self.amplitude[indices] * np.sin(np.asarray(x) + self.phase[indices]))
 
 

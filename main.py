@@ -36,8 +36,8 @@ DRAWN, TRAIN, VALIDATION, TEST = range(4)
 
 VALIDATION_TASKS, TEST_TASKS = 1_000, 10_000
 VALIDATE_EVERY = 1_000  # iterations
-CHECKPOINT_EVERY = 5  # seconds: about what a run loses, however it is stopped
-CHUNK = 100  # tasks that are evaluated at once: more or fewer take up to twice as long
+CHECKPOINT_EVERY = 5  # seconds: about the most that a stopped run loses
+CHUNK = 100  # tasks that are evaluated at once; other sizes take up to twice as long
 MAX_STEPS = 10  # gradient steps in the evaluation
 GRID = torch.from_numpy(np.linspace(-5.0, 5.0, 50)[:, None])  # (50, 1), the inputs that are scored in the evaluation
 PRETRAINED = "pretrained on all tasks"  # the paper's baseline
@@ -68,9 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"main.py: interrupted{advice}", file=sys.stderr)
         sys.exit(130)
     except torch._dynamo.exc.TorchDynamoException as error:
-        reason = str(error).split("Output:\n")[-1].split("Set TORCH")[0]  # without the compiler's command line
-        advice = f"if the compiler works, its cache may be damaged: delete {torch._inductor.codecache.cache_dir()}"
-        print(f"main.py: --compile failed: {' '.join(reason.split())[:300]}; {advice}", file=sys.stderr)
+        from torch._inductor.codecache import cache_dir  # which takes a second to import
+
+        reason = " ".join(str(error).split("Output:\n")[-1].split("error: ", 1)[-1].split("Set TORCH")[0].split())[:300]
+        print(f"main.py: --compile failed: {reason}; a damaged cache can be deleted: {cache_dir()}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -82,33 +83,34 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch_size", metavar="N", type=between(1, 10**4), default=10, help="tasks in a meta-batch")
     add("--k_shot", metavar="K", type=between(1, 10**3), default=10, help="support points of a task")
     add("--inner_lr", metavar="LR", type=between(1e-300, 1e300), default=1e-2, help="step size in the inner loop, α")
-    add("--outer_lr", metavar="LR", type=between(1e-300, 1e300), default=1e-3, help="Adam's, in the outer loop, β")
-    add("--seed", metavar="N", type=between(0, 2**32 - 1), default=0, help="of weights, training tasks, drawn task")
-    add("--loss", choices=LOSSES, default="rsse", help="of both loops: root of the summed squared error, or its mean")
-    add("--inner_steps", metavar="N", type=between(0, 100), default=1, help="in training; 0 is plain pretraining")
+    add("--outer_lr", metavar="LR", type=between(1e-300, 1e300), default=1e-3, help="Adam's step size, outer loop, β")
+    add("--seed", metavar="N", type=between(0, 2**32 - 1), default=0, help="of weights, training tasks and drawn task")
+    add("--loss", choices=LOSSES, default="rsse", help="of both loops: root of the summed squared errors, or mean")
+    add("--inner_steps", metavar="N", type=between(0, 100), default=1, help="gradient steps in training; 0 pretrains")
     add("--first_order", action="store_true", help="drop the second derivatives: FOMAML")
     add = parser.add_argument_group("what to do").add_argument
-    add("--compile", action="store_true", help="slower to start, then three times as fast with few tasks")
+    add("--compile", action="store_true", help="slow to start, then up to three times as fast")
     add("--resume", action="store_true", help="go on with a run that was stopped")
     add("--test", action="store_true", help="measure the trained weights and draw graphs")
-    add("--test_shots", metavar="K", type=between(1, 10**3), help="with --test: support points there, if not --k_shot")
+    add("--test_shots", metavar="K", type=between(1, 10**3), help="with --test: its support points, if not --k_shot")
     add("--weights", metavar="FILE", type=Path, help="with --test: measure the weights in FILE instead")
     args = parser.parse_args(argv)
     for flag in ("compile", "resume") if args.test else ("test_shots", "weights"):
         if value := vars(args)[flag]:
-            parser.error(f"--{flag} ({value}) is {'not for --test' if args.test else 'for --test, which is missing'}")
+            parser.error(f"--{flag} is not for --test" if args.test else f"--{flag} {value} needs --test")
     return args
 
 
 def between(low: float, high: float) -> Callable[[str], float]:
-    """An argparse type: a number from `low` to `high`, and of their type."""
+    """An argparse type: a number of the type of `low`, from `low` to `high`."""
 
     def number(text: str) -> float:
         if not low <= type(low)(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
         return type(low)(text)
 
-    return number  # by whose name argparse says "invalid number value: 'ten'"
+    number.__name__ = type(low).__name__  # argparse takes it for its message "invalid int value: 'ten'"
+    return number
 
 
 def run_name(args: argparse.Namespace) -> str:
@@ -139,7 +141,7 @@ def train(args: argparse.Namespace, device: str) -> None:
     if args.resume:
         run.load(checkpoint_file)
     elif checkpoint_file.exists():
-        raise InputError(f"{checkpoint_file} is of a run that has not ended: add --resume to go on, or delete it")
+        raise InputError(f"{checkpoint_file} belongs to an unfinished run: add --resume to go on, or delete it")
     if args.compile:
         print("compiling …")
         meta.compile()
@@ -158,15 +160,15 @@ def train(args: argparse.Namespace, device: str) -> None:
                 raise InputError(f"the loss is {loss} at iteration {len(run.losses)}: {advice}")
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
-            finished = len(run.losses) == args.epochs
-            if finished or len(run.losses) % VALIDATE_EVERY == 0:
+            if len(run.losses) % VALIDATE_EVERY == 0 or len(run.losses) == args.epochs:
                 run.validate(validation_batch)
-            if finished or time.monotonic() - saved > CHECKPOINT_EVERY:
+            if time.monotonic() - saved > CHECKPOINT_EVERY:
                 write(checkpoint_file, lambda file: torch.save(run.state(), file))
                 saved = time.monotonic()
 
     if run.lowest() == math.inf:
         raise InputError(f"no validation loss was finite: {advice}")
+    write(checkpoint_file, lambda file: torch.save(run.state(), file))  # to go on from if what follows fails
     write(weights_file, lambda file: torch.save(dict(run.best.state_dict()), file))
     draw_losses(graph_file, args, run)
     checkpoint_file.unlink(missing_ok=True)
@@ -175,7 +177,7 @@ def train(args: argparse.Namespace, device: str) -> None:
 
 
 class Run:
-    """The state of training. A checkpoint is a file of the best weights with all that resuming needs."""
+    """The state of training. A checkpoint is a file of the best weights and of what resuming needs."""
 
     def __init__(self, meta: Meta, epochs: int) -> None:
         self.meta, self.epochs = meta, epochs
@@ -198,8 +200,8 @@ class Run:
         self.validation_losses.append(min(math.inf, loss))  # inf for nan, which can't be compared
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds, by name: the tensors themselves, and copies of the two lists."""
-        if self.lowest() == math.inf:  # no validation yet
+        """What a checkpoint holds, by name: the tensors themselves, and copies of the lists."""
+        if self.lowest() == math.inf:  # no finite validation yet
             self.best.load_state_dict(self.meta.net.state_dict())
         state = dict(self.best.state_dict())
         for name, parameter in self.meta.net.Param.items():
@@ -210,31 +212,31 @@ class Run:
         return state
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint, bit for bit. An `InputError` if it is none, or none of a run of this length."""
+        """Go on from a checkpoint, bit for bit. An `InputError` if it is damaged or does not fit this run."""
         state = self.state()
         load(path, state)
         self.losses, self.validation_losses = state["losses"].tolist(), state["validation_losses"].tolist()
         done, validations = len(self.losses), len(self.validation_losses)
-        last = done == self.epochs and done % VALIDATE_EVERY > 0  # a validation more
+        last = done == self.epochs and done % VALIDATE_EVERY > 0  # one more, after the last iteration
         if done > self.epochs or validations != done // VALIDATE_EVERY + last:
-            raise InputError(f"{path} is of no run like this: it has {done} iterations and {validations} validations")
+            raise InputError(f"{path} does not fit this run: it has {done} iterations and {validations} validations")
         for adam in self.meta.outer_optim.state.values():
             adam["step"].fill_(done)
 
 
 @torch.no_grad()
 def load(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
-    """Copy what a file has under the names of `tensors` into them: `load(path, meta.net.Param)`. No code in it is run.
+    """Fill `tensors` from a file, by name: `load(path, meta.net.Param)`. No code in the file is run.
 
-    A tensor without elements takes a list of any length. If the file can't be read, it raises an `OSError`; if it is
-    damaged, or has other tensors than the message says, an `InputError`.
+    An empty tensor takes a list of any length. Raises an `OSError` if the file can't be read, and an `InputError` if
+    it is damaged or its tensors do not fit.
     """
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            archive = zipfile.ZipFile(file)  # PyTorch does not look at checksums, and can be crashed by a large pickle
-            odd = [p for p in archive.infolist() if p.compress_type or ".pkl" in p.filename and p.file_size > 10**5]
-            if odd or archive.testzip():
+            parts = zipfile.ZipFile(file)  # PyTorch ignores checksums, and a large pickle can crash it
+            odd = [p for p in parts.infolist() if p.compress_type or "pkl" in p.filename.lower() and p.file_size > 1e4]
+            if odd or parts.testzip():
                 raise zipfile.BadZipFile
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -245,14 +247,13 @@ def load(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
                 if not sound or not (found.isfinite() | (found == math.inf) & (name == "validation_losses")).all():
                     raise ValueError(name)
         except Exception as error:  # a damaged file can make its reader raise almost anything
-            needs = f"{len(tensors)} tensors of certain names and shapes, in float64, contiguous and finite"
-            raise InputError(f"{path} is damaged, or does not have what is read from it: {needs}") from error
+            raise InputError(f"{path} is damaged, or lacks some of {len(tensors)} sound float64 tensors") from error
     for name, tensor in tensors.items():
         (tensor if tensor.numel() else tensor.resize_(content[name].shape)).copy_(content[name])
 
 
 def write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Write with `save` into a file beside `path`, then move it there. If that fails, the old file stays: `OSError`."""
+    """Write a file beside `path`, then move it there. If that fails, an `OSError` is raised and the old file stays."""
     buffer = io.BytesIO()
     save(buffer)
     temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
@@ -266,7 +267,7 @@ def write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
     except OSError as error:
         raise OSError(f"{path} can't be written: {error.strerror}") from error
     finally:
-        if os.path.exists(temporary):
+        if os.path.exists(temporary):  # which no error can come from
             temporary.unlink()
 
 
@@ -277,7 +278,7 @@ def test(args: argparse.Namespace, device: str) -> None:
     if not weights_file.exists():
         raise InputError(f"there are no weights {weights_file}: check --weights, or train some, without --test")
     label = PRETRAINED if args.inner_steps == 0 else "FOMAML" if args.first_order else "MAML"
-    if args.weights:  # in quotes, like no other label; escaped, for fonts that lack a letter
+    if args.weights:  # quotes keep it apart from the other labels, escapes make any font do
         label = "the original's weights" if args.weights.stem.startswith("original(") else ascii(args.weights.name)
     files = {label: weights_file}
     baseline = argparse.Namespace(**{**vars(args), "inner_steps": 0, "first_order": False})
@@ -299,8 +300,8 @@ def test(args: argparse.Namespace, device: str) -> None:
         for step in (0, 1, 2, 3, 5, MAX_STEPS):
             row = "{rsse:9.3f} ± {rsse_ci:5.3f}   {mse:6.3f} ± {mse_ci:5.3f}   {median:10.3f}"
             print(f"{step:14}  ", row.format(**{key: score[step].item() for key, score in scores[label].items()}))
-        worst = f"{scores[label]['worst'].max()} of {TEST_TASKS} tasks at any of the steps 0 to {MAX_STEPS}"
-        print(f"MSE ≥ {WORST:g}: at most {worst}; each counts as {WORST:g}")
+        worst = int(scores[label]["worst"].max())
+        print(f"MSE ≥ {WORST:g}, counted as that: at most {worst} of {TEST_TASKS} tasks after 0 to {MAX_STEPS} steps")
 
     matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a file begins no formula
     shown = name if shots == args.k_shot else f"{name},test_shots={shots}"
@@ -313,7 +314,7 @@ def test(args: argparse.Namespace, device: str) -> None:
 
 
 def fine_tune(meta: Meta, tasks: Sinusoid, indices: Sequence[int]) -> tuple[Batch, Tensor, Tensor]:
-    """Points of tasks; after 0 to 10 steps, predictions over GRID, (11, tasks, 50, 1), and their SSE, (11, tasks)."""
+    """The points, and for 0 to 10 steps predictions over GRID, (11, tasks, 50, 1), and their SSE, (11, tasks)."""
     points, truth = tasks.batch(indices), tasks.target(indices, GRID)
     k_x, k_y, x = (tensor.to(meta.net.w_1.device) for tensor in (*points[:2], GRID.expand_as(truth)))
     weights, predictions = None, []
@@ -327,15 +328,15 @@ def fine_tune(meta: Meta, tasks: Sinusoid, indices: Sequence[int]) -> tuple[Batc
 
 def evaluate(meta: Meta, tasks: Sinusoid) -> Tensor:
     """Sum of squared errors over GRID of every task after 0 to MAX_STEPS steps: (MAX_STEPS + 1, tasks)."""
-    chunks = tqdm(torch.arange(len(tasks)).split(CHUNK), unit="chunk", leave=False)
-    return torch.cat([fine_tune(meta, tasks, chunk)[2] for chunk in chunks], dim=1)
+    with tqdm(torch.arange(len(tasks)).split(CHUNK), unit="chunk", leave=False) as chunks:
+        return torch.cat([fine_tune(meta, tasks, chunk.tolist())[2] for chunk in chunks], dim=1)
 
 
 def summarize(sse: Tensor) -> dict[str, Tensor]:
     """Scores, each (MAX_STEPS + 1,), from the sums of squared errors over GRID, (MAX_STEPS + 1, tasks).
 
-    An MSE above WORST, or not a number, counts as WORST. The scores are the means "rsse", √SSE, and "mse", half the
-    widths of their 95 % confidence intervals, "rsse_ci" and "mse_ci", the "median" MSE, and how many are the "worst".
+    An MSE above WORST, or not a number, counts as WORST. The scores are the means "rsse", √SSE, and "mse", half of
+    their 95 % confidence intervals, "rsse_ci" and "mse_ci", the "median" MSE, and how many tasks count as the "worst".
     """
     mse = torch.fmin(sse / len(GRID), torch.tensor(WORST))  # `clamp` would keep what is not a number
     scores = {"median": mse.median(1).values, "worst": (mse >= WORST).sum(1)}
@@ -347,44 +348,43 @@ def summarize(sse: Tensor) -> dict[str, Tensor]:
 def draw_losses(path: Path, args: argparse.Namespace, run: Run) -> None:
     """Loss against iterations: every meta-batch, their moving average, and the validation tasks."""
     count, kept = len(run.losses), int(np.argmin(run.validation_losses))
-    window = min(VALIDATE_EVERY, 1 + count // 2)
+    window = min(VALIDATE_EVERY, (count + 1) // 2)
     smoothed = np.convolve(run.losses, np.full(window, 1 / window), mode="valid")
     validated = np.minimum(np.arange(1, len(run.validation_losses) + 1) * VALIDATE_EVERY, count)
     axes = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained").subplots()
     style = "C0-" if count > 1 else "C0."  # a line of one point can't be seen
-    axes.plot(range(1, count + 1), run.losses, style, alpha=0.25, linewidth=0.5, label="each meta-batch")
+    axes.semilogy(range(1, count + 1), run.losses, style, alpha=0.25, linewidth=0.5, label="each meta-batch")
     axes.plot(range(window, count + 1), smoothed, style, label=f"mean of the last {window:,} iterations")
     axes.plot(validated, run.validation_losses, "C1.-", markersize=3, label=f"validation, {VALIDATION_TASKS:,} tasks")
     axes.plot(validated[kept], run.lowest(), "k*", label=f"weights kept, iteration {validated[kept]:,}")
-    axes.set(title=f"Training, {in_words(run_name(args))}", yscale="log", xlim=(0, 1.02 * count))
+    axes.set_title(f"Training, {in_words(run_name(args))}", fontsize="medium")
     axes.set(xlabel="iteration of the outer loop", ylabel=f"query loss ({'√SSE' if args.loss == 'rsse' else 'MSE'})")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(0.4, 0.4)))  # labels for less than 0.4 decades
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(0.4, 0.4)))  # for axes below 0.4 decades
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper right").get_lines()[0].set(linewidth=6)
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(which="both", alpha=0.3)
     write(path, axes.figure.savefig)
 
 
 def draw_graph(path: Path, title: str, points: Batch, truth: Tensor, results: dict[str, tuple[Tensor, Tensor]]) -> None:
     """The drawn task before and after adaptation, by every learner (the paper's Figure 2)."""
-    k_x, k_y, _, _ = points
-    figure = Figure(figsize=(4.8 * len(results), 4.8), dpi=150, layout="constrained")
-    figure.suptitle(title)
+    figure = Figure(figsize=(3.2 + 3.2 * len(results), 4.8), dpi=150, layout="constrained")
+    figure.suptitle(title, fontsize="medium")
     panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
     for axes, (label, (pred, rsse)) in zip(panels, results.items(), strict=True):
         axes.plot(GRID, truth, "k", alpha=0.4, linewidth=4, label="Ground Truth")
         axes.plot(GRID, pred[0], color="#E69F00", linestyle=":", linewidth=2, label="Pre Update")
         axes.plot(GRID, pred[1], color="#0072B2", linewidth=2, label="One Grad Step")
         axes.plot(GRID, pred[-1], color="#CC79A7", linestyle="--", label=f"{MAX_STEPS} Grad Steps")
-        axes.plot(k_x[0], k_y[0], "k^", label=f"K = {k_x.shape[1]} Support Points")
+        axes.plot(points[0][0], points[1][0], "k^", label=f"K = {points[0].shape[1]} Support Points")
         errors = f"{rsse[0]:.2f} → {rsse[1]:.2f} → {rsse[-1]:.2f}"
         axes.set_title(f"{label}\n√SSE after 0 → 1 → {MAX_STEPS} steps: {errors}", fontsize="medium")
         axes.set(xlabel="x")
         axes.grid(alpha=0.3)
-        if axes is panels[0]:  # the others may leave its frame
+        if axes is panels[0]:  # the first sets the frame, which other curves may leave
             axes.set(ylabel="y", ylim=axes.get_ylim())
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     write(path, figure.savefig)
@@ -398,7 +398,7 @@ def draw_steps(path: Path, title: str, scores: dict[str, dict[str, Tensor]]) -> 
         mse, ci, worst = score["mse"], score["mse_ci"], score["worst"].max()
         axes.plot(steps, mse, marker=".", label=f"{label}, MSE ≥ {WORST:g}: {worst} tasks" if worst else label)
         axes.fill_between(steps, mse - ci, mse + ci, alpha=0.3)
-    axes.set(title=f"{title}\n{TEST_TASKS:,} test tasks, mean and 95 % confidence interval")
+    axes.set_title(f"{title}\n{TEST_TASKS:,} test tasks, mean and 95 % confidence interval", fontsize="medium")
     axes.set(xlabel="gradient steps", ylabel=f"MSE of {len(GRID)} points", xticks=steps, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.figure.legend(loc="outside lower center", ncols=2)

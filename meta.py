@@ -74,7 +74,7 @@ class Meta:
         return loss.detach(), torch.autograd.grad(loss, list(self.net.Param.values()))
 
     def outer_step(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> Tensor:
-        """Line 8: an Adam step on the meta-gradient. Returns the sum of the query losses as it was before."""
+        """Line 8: an Adam step on the meta-gradient. Returns the sum of the query losses before the step."""
         loss, gradients = self.meta_gradient(k_x, k_y, q_x, q_y)
         for parameter, gradient in zip(self.net.Param.values(), gradients, strict=True):
             parameter.grad = gradient
@@ -89,7 +89,7 @@ class Meta:
         """Compile the outer step, Adam included. The next iteration does it, and takes longer with more inner steps.
 
         If that fails, for example without a C++ compiler, it raises a `torch._dynamo.exc.TorchDynamoException`. The
-        learning rates and the tensors of Adam's state are compiled in: load a state of `outer_optim` before the call.
+        learning rates and the tensors of Adam's state are compiled in: load Adam's state before the call.
         """
         torch._dynamo.config.trace_autograd_ops = True  # compile `torch.autograd.grad` as part of the whole
         (group,) = self.outer_optim.param_groups

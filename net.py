@@ -15,7 +15,7 @@ Weights = Mapping[str, Tensor]  # fast weights, a set for each task: w_1 (tasks,
 
 
 class Net(nn.Module):
-    """MLP 1 → 40 → 40 → 1 in float64, with the loss that it is trained on.
+    """MLP 1 → 40 → 40 → 1 in float64, and its training loss.
 
     Args:
         loss: "rsse", the root of the summed squared error √Σ(prediction − y)² over the points of a

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -81,7 +81,10 @@ def original(tasks: int) -> None:
     """Task by task, and for every meta-batch a new DataLoader iterator, which shuffles the million tasks."""
 
     def batches(sinusoid, batch_size, *_, **__):
-        loader = DataLoader(ConcatDataset([sinusoid]), batch_size, shuffle=True)  # which asks for tasks one by one
+        def one_by_one(indices: list[int]) -> list[torch.Tensor]:
+            return [torch.cat(tensors) for tensors in zip(*(sinusoid.batch([i]) for i in indices), strict=True)]
+
+        loader = DataLoader(range(len(sinusoid)), batch_size, shuffle=True, collate_fn=one_by_one)
         return (next(iter(loader)) for _ in itertools.count())
 
     main.meta_batches = batches
