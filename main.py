@@ -298,7 +298,7 @@ def test(args: argparse.Namespace, device: str) -> None:
         scores[label] = summarize(evaluate(meta, Sinusoid(shots, 0, TEST_TASKS, seed=(TEST,))))
         print(f"gradient steps   √SSE of {len(GRID)} points               MSE   median MSE")
         for step in (0, 1, 2, 3, 5, MAX_STEPS):
-            row = "{rsse:9.3f} ± {rsse_ci:5.3f}   {mse:6.3f} ± {mse_ci:5.3f}   {median:10.3f}"
+            row = "{rsse:9.3f} ± {rsse_ci:5.3f}   {mse:7.3f} ± {mse_ci:5.3f}   {median:10.3f}"
             print(f"{step:14}  ", row.format(**{key: score[step].item() for key, score in scores[label].items()}))
         worst = int(scores[label]["worst"].max())
         print(f"MSE ≥ {WORST:g}, counted as that: at most {worst} of {TEST_TASKS} tasks after 0 to {MAX_STEPS} steps")
@@ -361,7 +361,7 @@ def draw_losses(path: Path, args: argparse.Namespace, run: Run) -> None:
     axes.set(xlabel="iteration of the outer loop", ylabel=f"query loss ({'√SSE' if args.loss == 'rsse' else 'MSE'})")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(0.4, 0.4)))  # for axes below 0.4 decades
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(0.5, 0.5)))  # for axes below half a decade
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper right").get_lines()[0].set(linewidth=6)

@@ -54,8 +54,8 @@ class Meta:
         weights = weights or self.net.expand(len(k_x))  # line 4, for all tasks at once
         for _ in range(steps):
             loss, _ = self.net(k_x, k_y, weights)  # (tasks,)
-            # Line 5. Tasks share no fast weights, so one call gives the gradient of every task; on the
-            # way back `expand` adds them up into θ. `create_graph` lets line 8 differentiate through it.
+            # Line 5. No fast weights are shared, so one call gives the gradient of every task.
+            # `create_graph` lets line 8 differentiate through it; `expand` then sums over tasks.
             fast = list(weights.values())
             gradients = torch.autograd.grad(loss.sum(), fast, create_graph=not self.first_order)
             # Line 6: θ' = θ − α ∇L(θ)
