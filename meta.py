@@ -55,7 +55,7 @@ class Meta:
         for _ in range(steps):
             loss, _ = self.net(k_x, k_y, weights)  # (tasks,)
             # Line 5. No fast weights are shared, so one call gives the gradient of every task.
-            # `create_graph` lets line 8 differentiate through it; `expand` then sums over tasks.
+            # `create_graph` lets line 8 differentiate through it; `expand` sums the tasks up.
             fast = list(weights.values())
             gradients = torch.autograd.grad(loss.sum(), fast, create_graph=not self.first_order)
             # Line 6: θ' = θ − α ∇L(θ)

@@ -47,26 +47,26 @@ def texts(artists):
     return [artist.get_text() for artist in artists]
 
 
-def test_training_and_the_same_command_with_test_as_a_user_runs_them(tmp_path):
+def test_training_and_the_same_command_with_test_as_a_user_runs_it(program, tmp_path):
     name, words = "k=10,epochs=30,batch_size=4", ("--epochs", "30", "--batch_size", "4")
-    training = run(tmp_path, *words)
-    assert training.returncode == 0, training
-    assert set(contents(tmp_path)) == {f"res/loss_final({name}).png", f"weights/w({name}).pt"}
-    first, weights, graph = training.stdout.splitlines()
+    training = program(*words)
+    assert training.code == 0
+    assert set(contents()) == {f"res/loss_final({name}).png", f"weights/w({name}).pt"}
+    first, weights, graph = training.out
     assert first.startswith("epochs=30 batch_size=4 k_shot=10 inner_lr=0.01 outer_lr=0.001 seed=0 loss=rsse ")
     assert graph == f"loss graph: res/loss_final({name}).png; the same command with --test measures the weights"
     assert re.fullmatch(re.escape(f"weights: weights/w({name}).pt, best validation loss: ") + r"\d+\.\d+", weights)
-    assert re.search(r"30/30 .*it/s, loss \d", training.stderr)
+    assert re.search(r"30/30 .*it/s, loss \d", "".join(training.err))
 
     testing = run(tmp_path, *words, "--test")
     assert testing.returncode == 0, testing
     graphs = {f"res/{kind}({name}).png" for kind in ("loss_final", "graph", "steps")}
-    assert set(contents(tmp_path)) == {f"weights/w({name}).pt", *graphs}
-    assert all(matplotlib.image.imread(tmp_path / graph).std() > 0 for graph in graphs)
+    assert set(contents()) == {f"weights/w({name}).pt", *graphs}
+    assert all(matplotlib.image.imread(graph).std() > 0 for graph in graphs)
     assert " of 10000 tasks " in testing.stdout
     assert testing.stdout.endswith(f"\ngraphs: res/graph({name}).png, res/steps({name}).png\n")
     assert "/100 [" in testing.stderr  # the bar, over chunks
-    assert "Warning" not in training.stderr + testing.stderr
+    assert "Warning" not in testing.stderr
 
 
 NAMES = {
