@@ -267,7 +267,7 @@ def write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
     except OSError as error:
         raise OSError(f"{path} can't be written: {error.strerror}") from error
     finally:
-        if os.path.exists(temporary):  # which no error can come from
+        if os.path.exists(temporary):  # to unlink a name that is too long raises
             temporary.unlink()
 
 

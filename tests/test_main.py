@@ -374,13 +374,13 @@ LABELS = {
     "--seed 1": ["MAML, weights/w(k=10,seed=1).pt"],
     "--inner_steps 0 --weights 'weights/w(k=10).pt'": ["'w(k=10).pt', weights/w(k=10).pt"],
     "--weights 'weights/original(k=10).pt'": ["the original's weights, weights/original(k=10).pt", PRETRAINED],
-    "--seed 1 --first_order --weights weights/√.pt": [r"'\u221a.pt', weights/√.pt"],
+    "--seed 1 --first_order --weights 'weights/√$^$.pt'": [r"'\u221a$^$.pt', weights/√$^$.pt"],
 }
 
 
 def test_weights_are_called_what_they_are_known_to_be(program, figures):
     """In print and in both graphs. Of a file of the user's nothing is known but its name."""
-    for name in ("w(k=10)", "w(k=10,inner_steps=0)", "w(k=10,first_order)", "w(k=10,seed=1)", "original(k=10)", "√"):
+    for name in ("w(k=10)", "w(k=10,inner_steps=0)", "w(k=10,first_order)", "w(k=10,seed=1)", "original(k=10)", "√$^$"):
         make_weights(f"weights/{name}.pt", scale=0.1)
     for words, expected in LABELS.items():
         output = program(f"--test {words}")

@@ -367,6 +367,7 @@ BAD_VALUES = {
     "--loss": "mae",
     "--epoch": "7",
 }
+LONG = "w" * 230 + ".pt"
 REFUSED = [
     *((f"{flags} {value}", flags.split()[-1]) for flags, values in BAD_VALUES.items() for value in values.split()),
     ("--test --resume", "--resume is not for --test"),
@@ -381,6 +382,7 @@ REFUSED = [
     ("--test --weights text.pt", "text.pt is damaged"),
     ("--test --seed 2", "weights/w(k=10,seed=2,inner_steps=0).pt is damaged"),
     ("--test --seed 3", "res/graph(k=10,seed=3).png can't be written: "),
+    (f"--test --weights {LONG}", ".png can't be written: File name too long"),
 ]
 
 
@@ -388,7 +390,7 @@ REFUSED = [
 def test_what_cannot_be_done_costs_one_line_and_no_file(program, words, sentence):
     good, files = saved(Net().state_dict()), {CHECKPOINT: b"a checkpoint", "text.pt": b"text", "folder": None}
     files |= {"weights/w(k=10,seed=2).pt": good, "weights/w(k=10,seed=2,inner_steps=0).pt": good[:-9]}
-    leave_only({**files, "weights/w(k=10,seed=3).pt": good, "res/graph(k=10,seed=3).png": None})
+    leave_only({**files, LONG: good, "weights/w(k=10,seed=3).pt": good, "res/graph(k=10,seed=3).png": None})
     before = snapshot()
     output = program(words)
     assert output.code == 2
