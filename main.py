@@ -316,7 +316,7 @@ def test(args: argparse.Namespace, device: str) -> None:
 def fine_tune(meta: Meta, tasks: Sinusoid, indices: Sequence[int]) -> tuple[Batch, Tensor, Tensor]:
     """The points, and for 0 to 10 steps predictions over GRID, (11, tasks, 50, 1), and their SSE, (11, tasks)."""
     points, truth = tasks.batch(indices), tasks.target(indices, GRID)
-    k_x, k_y, x = (tensor.to(meta.net.w_1.device) for tensor in (*points[:2], GRID.expand_as(truth)))
+    k_x, k_y, x = (tensor.to(meta.net.w_1) for tensor in (*points[:2], GRID.expand_as(truth)))
     weights, predictions = None, []
     for step in range(MAX_STEPS + 1):
         if step > 0:
