@@ -3,6 +3,7 @@
 import itertools
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,9 +51,11 @@ def program(tmp_path, monkeypatch, capsys) -> Callable[..., Output]:
     """The command line in a folder of its own: `program("--epochs", "12")` or `program("--epochs 12")` -> Output.
 
     There is a validation after every 5 iterations, so that 12 of them make a whole run, and a checkpoint after every
-    one. With `interrupt_at=7` comes Ctrl-C in iteration 7 of the call: the checkpoint is that of 6.
+    one. With `interrupt_at=7` comes Ctrl-C in iteration 7 of the call: the checkpoint is that of 6. A GPU, which rounds
+    otherwise, is not used.
     """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["main.py"])
     monkeypatch.setattr(main, "VALIDATE_EVERY", 5)
     monkeypatch.setattr(main, "VALIDATION_TASKS", 20)
@@ -64,7 +67,7 @@ def program(tmp_path, monkeypatch, capsys) -> Callable[..., Output]:
 
         def interrupted_step(meta, *batch):
             if next(count) == interrupt_at:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
             return step(meta, *batch)
 
         with monkeypatch.context() as patch:
