@@ -41,7 +41,7 @@ CHUNK = 100  # tasks that are evaluated at once; other sizes take up to twice as
 MAX_STEPS = 10  # gradient steps in the evaluation
 GRID = torch.from_numpy(np.linspace(-5.0, 5.0, 50)[:, None])  # (50, 1), the inputs that are scored in the evaluation
 PRETRAINED = "pretrained on all tasks"  # the paper's baseline
-WORST = 100.0  # a larger MSE counts as this, so that a mean exists; predicting 0 everywhere gives less than 14
+WORST = 100.0  # a larger MSE counts as this, so that the mean is finite; predicting 0 everywhere gives less than 14
 
 
 class InputError(Exception):
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from torch._inductor.codecache import cache_dir  # which takes a second to import
 
         reason = " ".join(str(error).split("Output:\n")[-1].split("error: ", 1)[-1].split("Set TORCH")[0].split())[:300]
-        print(f"main.py: --compile failed: {reason}; a damaged cache can be deleted: {cache_dir()}", file=sys.stderr)
+        print(f"main.py: --compile failed: {reason}; if the cache is damaged, delete {cache_dir()}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -84,15 +84,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--k_shot", metavar="K", type=between(1, 10**3), default=10, help="support points of a task")
     add("--inner_lr", metavar="LR", type=between(1e-300, 1e300), default=1e-2, help="step size in the inner loop, α")
     add("--outer_lr", metavar="LR", type=between(1e-300, 1e300), default=1e-3, help="Adam's step size, outer loop, β")
-    add("--seed", metavar="N", type=between(0, 2**32 - 1), default=0, help="of weights, training tasks and drawn task")
-    add("--loss", choices=LOSSES, default="rsse", help="of both loops: root of the summed squared errors, or mean")
+    add("--seed", metavar="N", type=between(0, 2**32 - 1), default=0, help="seeds weights, training and drawn tasks")
+    add("--loss", choices=LOSSES, default="rsse", help="loss of both loops: root of the summed squared error, or mean")
     add("--inner_steps", metavar="N", type=between(0, 100), default=1, help="gradient steps in training; 0 pretrains")
     add("--first_order", action="store_true", help="drop the second derivatives: FOMAML")
     add = parser.add_argument_group("what to do").add_argument
     add("--compile", action="store_true", help="slow to start, then up to three times as fast")
     add("--resume", action="store_true", help="go on with a run that was stopped")
     add("--test", action="store_true", help="measure the trained weights and draw graphs")
-    add("--test_shots", metavar="K", type=between(1, 10**3), help="with --test: its support points, if not --k_shot")
+    add("--test_shots", metavar="K", type=between(1, 10**3), help="with --test: support points, if not --k_shot")
     add("--weights", metavar="FILE", type=Path, help="with --test: measure the weights in FILE instead")
     args = parser.parse_args(argv)
     for flag in ("compile", "resume") if args.test else ("test_shots", "weights"):
@@ -114,7 +114,7 @@ def between(low: float, high: float) -> Callable[[str], float]:
 
 
 def run_name(args: argparse.Namespace) -> str:
-    """What tells a run from every other, for the names of its files: K, then the settings that are not the defaults."""
+    """The name of a run in those of its files: K, then the settings that are not the defaults."""
     defaults, others = vars(parse([])), ("k_shot", "compile", "resume", "test", "test_shots", "weights")
     settings = {key: value for key, value in vars(args).items() if key not in others and value != defaults[key]}
     return ",".join([f"k={args.k_shot}", *(key if v is True else f"{key}={v}" for key, v in settings.items())])
@@ -228,8 +228,8 @@ class Run:
 def load(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
     """Fill `tensors` from a file, by name: `load(path, meta.net.Param)`. No code in the file is run.
 
-    An empty tensor takes a list of any length. Raises an `OSError` if the file can't be read, and an `InputError` if
-    it is damaged or its tensors do not fit.
+    An empty tensor takes the length of that in the file. Raises an `OSError` if the file can't be read, and an
+    `InputError` if it is damaged or its tensors do not fit.
     """
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -278,7 +278,7 @@ def test(args: argparse.Namespace, device: str) -> None:
     if not weights_file.exists():
         raise InputError(f"there are no weights {weights_file}: check --weights, or train some, without --test")
     label = PRETRAINED if args.inner_steps == 0 else "FOMAML" if args.first_order else "MAML"
-    if args.weights:  # quotes keep it apart from the other labels, escapes make any font do
+    if args.weights:  # quotes tell it from the other labels, escapes suit any font
         label = "the original's weights" if args.weights.stem.startswith("original(") else ascii(args.weights.name)
     files = {label: weights_file}
     baseline = argparse.Namespace(**{**vars(args), "inner_steps": 0, "first_order": False})

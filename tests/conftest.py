@@ -3,7 +3,6 @@
 import itertools
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,8 +50,8 @@ def program(tmp_path, monkeypatch, capsys) -> Callable[..., Output]:
     """The command line in a folder of its own: `program("--epochs", "12")` or `program("--epochs 12")` -> Output.
 
     There is a validation after every 5 iterations, so that 12 of them make a whole run, and a checkpoint after every
-    one. With `interrupt_at=7` comes Ctrl-C in iteration 7 of the call: the checkpoint is that of 6. A GPU, which rounds
-    otherwise, is not used.
+    one. With `interrupt_at=7` comes Ctrl-C in iteration 7 of the call: the checkpoint is that of 6. It runs on the CPU,
+    because a GPU rounds otherwise.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -67,7 +66,7 @@ def program(tmp_path, monkeypatch, capsys) -> Callable[..., Output]:
 
         def interrupted_step(meta, *batch):
             if next(count) == interrupt_at:
-                signal.raise_signal(signal.SIGINT)
+                raise KeyboardInterrupt
             return step(meta, *batch)
 
         with monkeypatch.context() as patch:

@@ -48,6 +48,7 @@ def texts(artists):
     return [artist.get_text() for artist in artists]
 
 
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
 def test_training_as_a_user_runs_it_and_the_same_command_with_test(program, tmp_path):
     name, words = "k=10,epochs=30,batch_size=4", ("--epochs", "30", "--batch_size", "4")
     training = run(tmp_path, *words)
@@ -185,21 +186,12 @@ def test_training_is_the_sum_of_its_parts(program, monkeypatch, words):
 
 
 def test_the_default_run_learns_with_the_losses_of_other_machines():
-    """Its first 1,000 iterations, then the query loss of 1,000 held-out tasks after one step.
-
-    That is 0.42 of the loss of the untrained net, and 0.67 of what plain fine-tuning comes to, ten steps from the same
-    random weights. The margins below are far from both.
-    """
+    """Each loss is that of tasks that are new to the net."""
     torch.manual_seed(0)
     meta, batches = Meta(), meta_batches(Sinusoid(10, seed=(main.TRAIN, 0)), 10)
-    held_out = Sinusoid(10, num_tasks=1000, seed=99).batch(range(1000))
-    k_x, k_y, q_x, q_y = held_out
-    untrained = meta.query_loss(*held_out).mean().item()
-    fine_tuned = meta.net(q_x, q_y, meta.adapt(k_x, k_y, 10))[0].mean().item()
     losses = [meta(*next(batches)) for _ in range(1000)]
     known = {1: 13.493226833995, 2: 12.891548881196, 10: 10.350103507709, 100: 7.294842305821, 1000: 4.019852016439}
     assert [losses[iteration - 1] for iteration in known] == pytest.approx(list(known.values()), rel=1e-9)
-    assert meta.query_loss(*held_out).mean().item() < min(0.6 * untrained, 0.85 * fine_tuned)
 
 
 def test_one_thread_unless_the_environment_says_otherwise(program, monkeypatch):
@@ -321,6 +313,7 @@ def test_what_is_printed_and_drawn_is_what_weights_and_baseline_do(program, figu
     rows = [re.findall(r"[\d.]+", line) for line in output.out if re.match(r" +\d+ ", line)]
     assert graph.get_suptitle() == MEASUREMENTS[words]
     assert axes.get_title() == f"{MEASUREMENTS[words]}\n50 test tasks, mean and 95 % confidence interval"
+    assert (axes.get_ylim()[0], graph.axes[0].get_autoscaley_on()) == (0, False)  # the first panel sets the frame
     assert graph.axes[0].get_position().width == pytest.approx(graph.axes[1].get_position().width)
     heads = [index for index, line in enumerate(output.out) if "on a drawn task" in line]
     for path, head, panel, line, band in zip(paths, heads, graph.axes, axes.get_lines(), axes.collections, strict=True):
