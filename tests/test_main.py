@@ -224,7 +224,7 @@ def test_a_compiled_run_is_resumed_bit_for_bit_and_may_go_on_without_the_compile
         Path(path).unlink()
     assert program("--epochs 30 --compile", interrupt_at=7).code == 130
     first_part = checkpoint.read_bytes()
-    assert program("--epochs 30 --compile --resume").code == 0
+    assert " 30/30 " in program("--epochs 30 --compile --resume").err[-1]
     assert contents() == whole
     checkpoint.write_bytes(first_part)
     assert program("--epochs 30 --resume").code == 0
@@ -314,6 +314,7 @@ def test_what_is_printed_and_drawn_is_what_weights_and_baseline_do(program, figu
     assert graph.get_suptitle() == MEASUREMENTS[words]
     assert axes.get_title() == f"{MEASUREMENTS[words]}\n50 test tasks, mean and 95 % confidence interval"
     assert (axes.get_ylim()[0], graph.axes[0].get_autoscaley_on()) == (0, False)  # the first panel sets the frame
+    assert graph.axes[0].get_ylim() == graph.axes[1].get_ylim()
     assert graph.axes[0].get_position().width == pytest.approx(graph.axes[1].get_position().width)
     heads = [index for index, line in enumerate(output.out) if "on a drawn task" in line]
     for path, head, panel, line, band in zip(paths, heads, graph.axes, axes.get_lines(), axes.collections, strict=True):

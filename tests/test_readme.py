@@ -281,6 +281,13 @@ def test_what_the_algorithm_table_names_is_there():
         assert name.rsplit(".", 1)[-1] in code, name
 
 
+def test_the_settings_are_those_of_the_program():
+    args, table = main.parse([]), README.split("| setting | default |")[1].split("\n\n")[0]
+    assert f"| K = {args.k_shot} support points, one step, α = {args.inner_lr} |" in table
+    assert f" {args.batch_size} tasks, Adam (β = {args.outer_lr}, 0.9, 0.999), {args.epochs:,} iterations |" in table
+    assert f" {main.VALIDATION_TASKS:,} validation tasks, looked at every {main.VALIDATE_EVERY:,} iterations;" in table
+
+
 def test_every_link_and_picture_has_its_file():
     for text, folder in ((README, ROOT), (GALLERY, ROOT / "res")):
         for link in re.findall(r"\]\((?!http)([^)]*(?:\([^)]*\))*[^)]*)\)|src=\"([^\"]*)\"", text):
