@@ -114,7 +114,7 @@ def between(low: float, high: float) -> Callable[[str], float]:
 
 
 def run_name(args: argparse.Namespace) -> str:
-    """The name of a run in those of its files: K, then the settings that are not the defaults."""
+    """The name of a run, for its files: K, then the settings that are not the defaults."""
     defaults, others = vars(parse([])), ("k_shot", "compile", "resume", "test", "test_shots", "weights")
     settings = {key: value for key, value in vars(args).items() if key not in others and value != defaults[key]}
     return ",".join([f"k={args.k_shot}", *(key if v is True else f"{key}={v}" for key, v in settings.items())])
@@ -228,8 +228,8 @@ class Run:
 def load(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
     """Fill `tensors` from a file, by name: `load(path, meta.net.Param)`. No code in the file is run.
 
-    An empty tensor takes the length of that in the file. Raises an `OSError` if the file can't be read, and an
-    `InputError` if it is damaged or its tensors do not fit.
+    An empty tensor is resized to fit. Raises an `OSError` if the file can't be read, and an `InputError` if it is
+    damaged or its tensors do not fit.
     """
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
