@@ -92,7 +92,8 @@ def test_a_killed_run_ends_bit_identical(tmp_path, monkeypatch):
     time.sleep(0.05)
     process.kill()
     _, errors = process.communicate()
-    assert process.returncode != 0, errors
+    assert process.returncode != 0
+    assert "Traceback" not in errors
     assert [path for path in snapshot(tmp_path) if not path.endswith(".tmp")] == [f"weights/{checkpoint.name}"]
     monkeypatch.chdir(tmp_path)
     main.main([*words, "--resume"])
@@ -255,7 +256,7 @@ def test_a_changed_tensor_in_a_checkpoint_is_refused_or_makes_no_difference(prog
         if resume(program, saved({key: value for key, value in changed.items() if value is not None})) == 0:
             same = isinstance(changed[name], torch.Tensor) and torch.equal(changed[name], tensor)
             assert same or (change, name) == ("inf", "validation_losses")
-            assert snapshot()[WEIGHTS] == whole[WEIGHTS]
+            assert {**snapshot(), GRAPH: whole[GRAPH]} == whole  # the graph shows the inf
 
 
 def test_a_damaged_checkpoint_or_another_file_is_refused(program, stopped):
