@@ -6,10 +6,10 @@ python3 main.py --test    measures the trained weights on 10,000 test tasks and
 """
 
 import argparse
-import copy
 import io
 import math
 import os
+import pickle
 import sys
 import time
 import uuid
@@ -17,138 +17,196 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-import numpy as np
-import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator
-from torch import Tensor
-from tqdm import tqdm
+if __name__ == "__main__":
+    os.environ["MPLBACKEND"] = "agg"  # draws to files; a notebook's may not be installed here
 
-from data import Batch, Sinusoid, meta_batches
-from meta import Meta
-from net import LOSSES
+try:  # for seconds
+    import matplotlib.style
+    import numpy as np
+    import torch
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter, LogLocator
+    from torch import Tensor
+    from tqdm import tqdm
 
-# Independent random streams, told apart by the first word of their seeds. Training tasks and the drawn
-# task follow --seed, as the initial weights do; validation and test tasks are the same in every run.
+    from data import Batch, Sinusoid, meta_batches
+    from meta import CompileError, Meta, chunks
+    from net import LOSSES, Net
+except KeyboardInterrupt:
+    print("main.py: interrupted", file=sys.stderr)
+    sys.exit(130)
+
+# Independent random streams, told apart by the first word of their seeds. Training tasks and the
+# drawn task follow --seed, as the initial weights do. All runs share validation and test tasks.
 DRAWN, TRAIN, VALIDATION, TEST = range(4)
 
 VALIDATION_TASKS, TEST_TASKS = 1_000, 10_000
 VALIDATE_EVERY = 1_000  # iterations
 CHECKPOINT_EVERY = 5  # seconds: about the most that a stopped run loses
-CHUNK = 100  # tasks that are evaluated at once; other sizes take up to twice as long
 MAX_STEPS = 10  # gradient steps in the evaluation
-GRID = torch.from_numpy(np.linspace(-5.0, 5.0, 50)[:, None])  # (50, 1), the inputs that are scored in the evaluation
+GRID = torch.from_numpy(np.linspace(-5.0, 5.0, 50)[:, None])  # (50, 1), the scored inputs
+CAP = 100.0  # a larger MSE counts as this, so that the mean is finite; predicting 0 gives below 14
 PRETRAINED = "pretrained on all tasks"  # the paper's baseline
-WORST = 100.0  # a larger MSE counts as this, so that the mean is finite; predicting 0 everywhere gives less than 14
+PICTURE = ["default", {"text.parse_math": False}]  # Matplotlib's style; a $ in a name is not math
+
+# The settings that, after K, name the files of a run where they are not the defaults.
+NAMING = ("epochs", "batch_size", "inner_lr", "outer_lr", "seed", "loss", "inner_steps")
+NAMING += ("first_order",)
 
 
 class InputError(Exception):
     """What the user gave can't be used; the message is one sentence that says why."""
 
 
+# Command line -------------------------------------------------------------------------------------
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line. Exits with 2 where it can't do what it is asked, and with 130 after Ctrl-C."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace", line_buffering=True)  # there are terminals that know no √
+    """Train or test. Exits with 2 where it can't do what it is asked, and with 130 after Ctrl-C."""
+    if sys.stderr is None:  # it is closed, as by `2>&-`
+        sys.stderr = io.StringIO()
+    if hasattr(sys.stdout, "reconfigure"):  # some terminals can't print √
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     args = parse(argv)
-    # A second thread makes one run a little faster, and two runs at once on two cores many times slower.
+    # A second thread makes one run a little faster, and two runs on two cores many times slower.
     if not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    command = test if args.test else train
     try:
         print(*(f"{key}={value}" for key, value in vars(args).items()), f"device={device}")
-        (test if args.test else train)(args, device)
-    except (OSError, InputError) as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        command(args, device)
+    except BrokenPipeError:  # nobody reads on, as after `| head -1`
+        sys.stdout = None  # to write to it once more would fail once more
+        sys.exit(128 + 13)  # as a program that ends by SIGPIPE
     except KeyboardInterrupt:
-        advice = "" if args.test else "; --resume goes on from the last checkpoint, if there is one"
-        print(f"main.py: interrupted{advice}", file=sys.stderr)
-        sys.exit(130)
-    except torch._dynamo.exc.TorchDynamoException as error:
-        from torch._inductor.codecache import cache_dir  # which takes a second to import
+        advice = "" if args.test else "; --resume resumes from the last checkpoint, if there is one"
+        fail(f"interrupted{advice}", code=130)
+    except (InputError, CompileError, OSError) as error:
+        fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        fail("not enough memory: try a smaller --batch_size, --k_shot or --inner_steps")
 
-        reason = " ".join(str(error).split("Output:\n")[-1].split("error: ", 1)[-1].split("Set TORCH")[0].split())[:300]
-        print(f"main.py: --compile failed: {reason}; if the cache is damaged, delete {cache_dir()}", file=sys.stderr)
-        sys.exit(2)
+
+def fail(sentence: str, code: int = 2) -> None:
+    print(f"main.py: {sentence}", file=sys.stderr)
+    sys.exit(code)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=formatter, allow_abbrev=False)
-    add = parser.add_argument_group("training settings, which name the files of a run").add_argument
-    add("--epochs", metavar="N", type=between(1, 10**7), default=70_000, help="iterations of the outer loop")
-    add("--batch_size", metavar="N", type=between(1, 10**4), default=10, help="tasks in a meta-batch")
-    add("--k_shot", metavar="K", type=between(1, 10**3), default=10, help="support points of a task")
-    add("--inner_lr", metavar="LR", type=between(1e-300, 1e300), default=1e-2, help="step size in the inner loop, α")
-    add("--outer_lr", metavar="LR", type=between(1e-300, 1e300), default=1e-3, help="Adam's step size, outer loop, β")
-    add("--seed", metavar="N", type=between(0, 2**32 - 1), default=0, help="seeds weights, training and drawn tasks")
-    add("--loss", choices=LOSSES, default="rsse", help="loss of both loops: root of the summed squared error, or mean")
-    add("--inner_steps", metavar="N", type=between(0, 100), default=1, help="gradient steps in training; 0 pretrains")
-    add("--first_order", action="store_true", help="drop the second derivatives: FOMAML")
+    """The flags. What can't be used costs one sentence and exit code 2."""
+    parser = argparse.ArgumentParser(
+        description="MAML on K-shot sinusoid regression (Finn, Abbeel and Levine, ICML 2017).",
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("training settings, which name the files of a run")
+
+    def setting(flag: str, default: Any, help: str, **options: Any) -> None:
+        help += " (default: %(default)s)"
+        group.add_argument(flag, default=default, help=help, **options)
+
+    setting("--epochs", 70_000, "iterations of the outer loop", **whole(1, 10**7))
+    setting("--batch_size", 10, "tasks in a meta-batch", **whole(1, 10**4))
+    setting("--k_shot", 10, "support points of a task, K", **whole(1, 10**3))
+    setting("--inner_lr", 0.01, "step size of the inner loop, α", type=positive, metavar="LR")
+    setting("--outer_lr", 0.001, "Adam's step size, outer loop, β", type=positive, metavar="LR")
+    setting("--seed", 0, "seed of weights, training tasks and drawn task", **whole(0, 2**32 - 1))
+    norms = "rsse: √(sum of squared errors); mse: mean squared error"
+    setting("--loss", "rsse", norms, choices=LOSSES)
+    steps = "gradient steps in training; 0: the pretrained baseline"
+    setting("--inner_steps", 1, steps, **whole(0, 100))
+    setting("--first_order", False, "drop the second derivatives: FOMAML", action="store_true")
+
     add = parser.add_argument_group("what to do").add_argument
-    add("--compile", action="store_true", help="slow to start, then up to three times as fast")
-    add("--resume", action="store_true", help="go on with a run that was stopped")
+    add("--compile", action="store_true", help="train faster, after a slow start")
+    add("--resume", action="store_true", help="resume a run that was stopped")
     add("--test", action="store_true", help="measure the trained weights and draw graphs")
-    add("--test_shots", metavar="K", type=between(1, 10**3), help="with --test: support points, if not --k_shot")
-    add("--weights", metavar="FILE", type=Path, help="with --test: measure the weights in FILE instead")
+    shots = "with --test: support points in the test (default: --k_shot)"
+    add("--test_shots", help=shots, **whole(1, 10**3))
+    file = "with --test: measure the weights in FILE instead"
+    add("--weights", help=file, type=Path, metavar="FILE")
+
     args = parser.parse_args(argv)
-    for flag in ("compile", "resume") if args.test else ("test_shots", "weights"):
-        if value := vars(args)[flag]:
-            parser.error(f"--{flag} is not for --test" if args.test else f"--{flag} {value} needs --test")
+    if args.test and (args.compile or args.resume):
+        parser.error("--test can't be combined with --compile or --resume")
+    if not args.test and (args.test_shots or args.weights):
+        parser.error(f"{args.test_shots or args.weights} needs --test")
     return args
 
 
-def between(low: float, high: float) -> Callable[[str], float]:
-    """An argparse type: a number of the type of `low`, from `low` to `high`."""
+def whole(low: int, high: int) -> dict[str, Any]:
+    """What argparse needs to take a whole number from `low` to `high`."""
 
-    def number(text: str) -> float:
-        if not low <= type(low)(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
-        return type(low)(text)
+    def number(text: str) -> int:
+        if not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low} to {high}, not {text}")
+        return int(text)
 
-    number.__name__ = type(low).__name__  # argparse takes it for its message "invalid int value: 'ten'"
-    return number
+    number.__name__ = "int"  # for argparse's own sentence, "invalid int value: 'ten'"
+    return {"type": number, "metavar": "N"}
+
+
+def positive(text: str) -> float:
+    """An argparse type: a positive number."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be positive and finite, not {text}")
+    return float(text)
 
 
 def run_name(args: argparse.Namespace) -> str:
     """The name of a run, for its files: K, then the settings that are not the defaults."""
-    defaults, others = vars(parse([])), ("k_shot", "compile", "resume", "test", "test_shots", "weights")
-    settings = {key: value for key, value in vars(args).items() if key not in others and value != defaults[key]}
-    return ",".join([f"k={args.k_shot}", *(key if v is True else f"{key}={v}" for key, v in settings.items())])
+    defaults = parse([])
+    words = [f"k={args.k_shot}"]
+    for setting in NAMING:
+        value = getattr(args, setting)
+        if value != getattr(defaults, setting):
+            words.append(setting if value is True else f"{setting}={value}")
+    return ",".join(words)
 
 
 def in_words(name: str) -> str:
     """A `run_name` as the title of a graph."""
-    return name.replace(",", ", ").replace("_", " ").replace("=", " = ").replace("k =", "K =", 1)
+    words = name.replace(",", ", ").replace("_", " ").replace("=", " = ")
+    return words.replace("k =", "K =", 1)
+
+
+def weights_file(args: argparse.Namespace) -> Path:
+    return Path("weights", f"w({run_name(args)}).pt")
+
+
+# Training -----------------------------------------------------------------------------------------
 
 
 def train(args: argparse.Namespace, device: str) -> None:
-    """Algorithm 1 of the paper, with validation and checkpoints. Its results are written when it has finished."""
+    """Algorithm 1 of the paper, with validation and checkpoints. Its results come at the end."""
     name = run_name(args)
-    weights_file, checkpoint_file = Path("weights", f"w({name}).pt"), Path("weights", f"checkpoint({name}).pt")
-    graph_file = Path("res", "loss_final.png" if name == "k=10" else f"loss_final({name}).png")
+    graph_file = Path("res", f"loss_final({name}).png")
+    if name == run_name(parse([])):
+        graph_file = Path("res", "loss_final.png")
+    checkpoint = Path("weights", f"checkpoint({name}).pt")
     advice = "try a smaller --inner_lr or --outer_lr, or fewer --inner_steps"
-    advice += f". If {checkpoint_file} exists, measure it with --test --weights, or delete it to start again"
+    advice += f". If {checkpoint} exists, measure it with --test --weights, or delete it"
 
     torch.manual_seed(args.seed)
-    meta = Meta(args.inner_lr, args.outer_lr, args.loss, args.inner_steps, args.first_order, device)  # line 1
+    net = Net(args.loss).to(device)  # line 1
+    meta = Meta(net, args.inner_lr, args.outer_lr, args.inner_steps, args.first_order)
     run = Run(meta, args.epochs)
-    if args.resume and not checkpoint_file.exists():
-        raise InputError(f"--resume found no checkpoint {checkpoint_file}: leave it out to start from the beginning")
     if args.resume:
-        run.load(checkpoint_file)
-    elif checkpoint_file.exists():
-        raise InputError(f"{checkpoint_file} belongs to an unfinished run: add --resume to go on, or delete it")
+        run.load(checkpoint)
+    elif checkpoint.exists():
+        raise InputError(f"{checkpoint} is of an unfinished run: add --resume, or delete it")
     if args.compile:
         print("compiling …")
         meta.compile()
     tasks = Sinusoid(args.k_shot, seed=(TRAIN, args.seed))
     batches = meta_batches(tasks, args.batch_size, len(run.losses), device)
     validation_tasks = Sinusoid(args.k_shot, num_tasks=VALIDATION_TASKS, seed=(VALIDATION,))
-    validation_batch = tuple(tensor.to(device) for tensor in validation_tasks.batch(range(VALIDATION_TASKS)))
+    points = validation_tasks.batch(range(VALIDATION_TASKS))
+    validation_batch = tuple(tensor.to(device) for tensor in points)
 
     saved = time.monotonic()
     with tqdm(total=args.epochs, initial=len(run.losses), unit="it") as bar:
@@ -163,97 +221,139 @@ def train(args: argparse.Namespace, device: str) -> None:
             if len(run.losses) % VALIDATE_EVERY == 0 or len(run.losses) == args.epochs:
                 run.validate(validation_batch)
             if time.monotonic() - saved > CHECKPOINT_EVERY:
-                write(checkpoint_file, lambda file: torch.save(run.state(), file))
+                save(checkpoint, run.state())
                 saved = time.monotonic()
 
-    if run.lowest() == math.inf:
+    if not run.best:
         raise InputError(f"no validation loss was finite: {advice}")
-    write(checkpoint_file, lambda file: torch.save(run.state(), file))  # to go on from if what follows fails
-    write(weights_file, lambda file: torch.save(dict(run.best.state_dict()), file))
+    save(checkpoint, run.state())  # to resume from if what follows fails
+    save(weights_file(args), run.best)
     draw_losses(graph_file, args, run)
-    checkpoint_file.unlink(missing_ok=True)
-    print(f"weights: {weights_file}, best validation loss: {run.lowest():.5g}")
+    checkpoint.unlink(missing_ok=True)
+    print(f"weights: {weights_file(args)}, best validation loss: {run.lowest():.5g}")
     print(f"loss graph: {graph_file}; the same command with --test measures the weights")
 
 
 class Run:
-    """The state of training. A checkpoint is a file of the best weights and of what resuming needs."""
+    """The state of a training run: its learner, its losses so far, and the best weights."""
 
     def __init__(self, meta: Meta, epochs: int) -> None:
-        self.meta, self.epochs = meta, epochs
-        self.best = copy.deepcopy(meta.net).cpu()
-        self.losses: list[float] = []  # of every iteration
-        self.validation_losses: list[float] = []  # after every VALIDATE_EVERY-th iteration, and after the last
+        self.meta = meta
+        self.epochs = epochs
+        self.losses: list[float] = []  # one for each iteration
+        self.validation_losses: list[float] = []  # one for each VALIDATE_EVERY, and the last
+        self.best: dict[str, Tensor] = {}  # empty until a validation loss is finite
 
     def lowest(self) -> float:
         """The lowest validation loss, inf if none was finite."""
         return min(self.validation_losses, default=math.inf)
 
+    @torch.no_grad()
     def validate(self, batch: Batch) -> None:
         """Record the loss on the validation tasks, and the weights if it is the lowest so far."""
-        learner = copy.copy(self.meta)
-        learner.first_order = True  # second derivatives are for training
-        chunks = zip(*(tensor.split(CHUNK) for tensor in batch), strict=True)
-        loss = torch.cat([learner.query_loss(*chunk).detach() for chunk in chunks]).mean().item()
+        losses = [self.meta.query_loss(*chunk) for chunk in chunks(*batch)]
+        loss = torch.cat(losses).mean().item()
         if loss < self.lowest():
-            self.best.load_state_dict(self.meta.net.state_dict())
-        self.validation_losses.append(min(math.inf, loss))  # inf for nan, which can't be compared
+            weights = self.meta.net.state_dict().items()
+            self.best = {name: w.to("cpu", copy=True) for name, w in weights}
+        # NaN can't be compared.
+        self.validation_losses.append(loss if math.isfinite(loss) else math.inf)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds, by name: the tensors themselves, and copies of the lists."""
-        if self.lowest() == math.inf:  # no finite validation yet
-            self.best.load_state_dict(self.meta.net.state_dict())
-        state = dict(self.best.state_dict())
-        for name, parameter in self.meta.net.Param.items():
-            now = {"net": parameter.detach(), **self.meta.outer_optim.state[parameter]}
-            state |= {f"{key}.{name}": now[key] for key in ("net", "exp_avg", "exp_avg_sq")}
-        for name in ("losses", "validation_losses"):
-            state[name] = torch.tensor(getattr(self, name), dtype=torch.float64)
-        return state
+        """What a checkpoint holds: a file of weights, the best ones, with more in it."""
+        return {
+            **(self.best or self.meta.net.state_dict()),
+            **self.meta.state(),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "validation_losses": torch.tensor(self.validation_losses, dtype=torch.float64),
+        }
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint, bit for bit. An `InputError` if it is damaged or does not fit this run."""
-        state = self.state()
-        load(path, state)
-        self.losses, self.validation_losses = state["losses"].tolist(), state["validation_losses"].tolist()
+        """Continue from a checkpoint, bit for bit. An `InputError` if it does not fit this run."""
+        if not path.exists():
+            raise InputError(f"no checkpoint {path}: leave out --resume to start a run")
+        content = read(path)
+        self.losses = pick(path, content, "losses", [-1]).tolist()
+        self.validation_losses = pick(path, content, "validation_losses", [-1]).tolist()
         done, validations = len(self.losses), len(self.validation_losses)
-        last = done == self.epochs and done % VALIDATE_EVERY > 0  # one more, after the last iteration
+        last = done == self.epochs and done % VALIDATE_EVERY > 0  # which is validated anyway
         if done > self.epochs or validations != done // VALIDATE_EVERY + last:
-            raise InputError(f"{path} does not fit this run: it has {done} iterations and {validations} validations")
-        for adam in self.meta.outer_optim.state.values():
-            adam["step"].fill_(done)
+            lengths = f"{done} iterations and {validations} validations"
+            raise InputError(f"{path} does not fit this run: it has {lengths}")
+        if not all(loss > -math.inf for loss in self.losses + self.validation_losses):
+            raise InputError(f"{path}: a loss is not a number")
+        if self.lowest() < math.inf:
+            self.best = pick_weights(path, content, self.meta.net)
+        state = self.meta.state().items()
+        state = {name: pick(path, content, name, tensor.shape) for name, tensor in state}
+        self.meta.restore(state, done)
 
 
-@torch.no_grad()
-def load(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
-    """Fill `tensors` from a file, by name: `load(path, meta.net.Param)`. No code in the file is run.
+# Files --------------------------------------------------------------------------------------------
 
-    An empty tensor is resized to fit. Raises an `OSError` if the file can't be read, and an `InputError` if it is
-    damaged or its tensors do not fit.
+
+def read(path: Path) -> dict[str, Any]:
+    """What a file of `torch.save` holds, by name. No code in it is executed.
+
+    Raises an `OSError` if the file can't be read, and an `InputError` if it is of another format,
+    holds more than tensors by name, or is damaged, down to a single bit.
     """
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if file.read(2) != b"PK":
+            raise InputError(f"{path} is not in the format of torch.save since PyTorch 1.6")
         try:
-            parts = zipfile.ZipFile(file)  # PyTorch ignores checksums, and a large pickle can crash it
-            odd = [p for p in parts.infolist() if p.compress_type or "pkl" in p.filename.lower() and p.file_size > 1e4]
-            if odd or parts.testzip():
+            # PyTorch ignores checksums, and can crash on a compressed part or a large pickle.
+            archive = zipfile.ZipFile(file)
+            for part in archive.infolist():
+                if part.compress_type or "pkl" in part.filename.lower() and part.file_size > 1e4:
+                    raise pickle.UnpicklingError(part.filename)
+            if archive.testzip():
                 raise zipfile.BadZipFile
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
-            for name, tensor in tensors.items():
-                found = content[name]
-                shape = tensor.shape if tensor.numel() else (len(found),)
-                sound = found.dtype == torch.float64 and found.shape == shape and found.is_contiguous()
-                if not sound or not (found.isfinite() | (found == math.inf) & (name == "validation_losses")).all():
-                    raise ValueError(name)
+        except pickle.UnpicklingError:
+            content = None
         except Exception as error:  # a damaged file can make its reader raise almost anything
-            raise InputError(f"{path} is damaged, or lacks some of {len(tensors)} sound float64 tensors") from error
-    for name, tensor in tensors.items():
-        (tensor if tensor.numel() else tensor.resize_(content[name].shape)).copy_(content[name])
+            raise InputError(f"{path} is damaged") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold tensors by name, and nothing else")
+    return content
+
+
+def pick(path: Path, content: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tensor:
+    """The tensor of this name and shape, [-1] for a list, as float64. An `InputError` if not."""
+    tensor = content.get(name)
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{path} has no tensor {name}")
+    is_dense = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
+    if not is_dense or not tensor.is_floating_point():
+        raise InputError(f"{path}: {name} is not a dense tensor of real numbers")
+    shape = [tensor.numel()] if shape == [-1] else list(shape)
+    if list(tensor.shape) != shape:
+        raise InputError(f"{path}: {name} has the shape {list(tensor.shape)}, not {shape}")
+    return tensor.detach().to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+
+
+def pick_weights(path: Path, content: Mapping[str, Any], net: Net) -> dict[str, Tensor]:
+    """The weights of the network by name, which have to be finite."""
+    weights = {name: pick(path, content, name, p.shape) for name, p in net.Param.items()}
+    for name, w in weights.items():
+        if not w.isfinite().all():
+            raise InputError(f"{path}: {name} is not finite")
+    return weights
+
+
+def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by name as `torch.save` does, but all or nothing."""
+    write(path, lambda file: torch.save(dict(tensors), file))
 
 
 def write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Write a file beside `path`, then move it there. If that fails, an `OSError` is raised and the old file stays."""
+    """Write a file beside `path`, then move it there.
+
+    If that fails, the old file stays as it was, and an `OSError` is raised.
+    """
     buffer = io.BytesIO()
     save(buffer)
     temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
@@ -271,138 +371,238 @@ def write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
             temporary.unlink()
 
 
+# Evaluation ---------------------------------------------------------------------------------------
+
+
 def test(args: argparse.Namespace, device: str) -> None:
-    """The evaluation: one drawn task, then TEST_TASKS test tasks, with 0 to MAX_STEPS gradient steps."""
-    name, shots = run_name(args), args.test_shots or args.k_shot
-    weights_file = args.weights or Path("weights", f"w({name}).pt")
-    if not weights_file.exists():
-        raise InputError(f"there are no weights {weights_file}: check --weights, or train some, without --test")
-    label = PRETRAINED if args.inner_steps == 0 else "FOMAML" if args.first_order else "MAML"
-    if args.weights:  # quotes tell it from the other labels, escapes suit any font
-        label = "the original's weights" if args.weights.stem.startswith("original(") else ascii(args.weights.name)
-    files = {label: weights_file}
-    baseline = argparse.Namespace(**{**vars(args), "inner_steps": 0, "first_order": False})
-    baseline_file = Path("weights", f"w({run_name(baseline)}).pt")
-    if args.inner_steps and baseline_file.exists():
-        files[PRETRAINED] = baseline_file
+    """One drawn task and TEST_TASKS test tasks, with 0 to MAX_STEPS gradient steps."""
+    files = files_to_measure(args)
+    learners = {label: load(file, args, device) for label, file in files.items()}
 
-    results, scores = {}, {}
-    for label, file in files.items():
-        meta = Meta(args.inner_lr, loss=args.loss, first_order=True, device=device)  # no second derivatives here
-        load(file, meta.net.Param)
-        drawn = Sinusoid(shots, 0, num_tasks=1, seed=(DRAWN, args.seed))  # anew: the same points for every learner
-        points, pred, sse = fine_tune(meta, drawn, [0])
-        results[label] = pred[:, 0], sse[:, 0].sqrt()
-        print(f"\n{label}, {file}, on a drawn task and {TEST_TASKS} test tasks with K = {shots}:")
-        print("| pre loss: {:.3f} | post loss: {:.3f} |".format(*sse[:2, 0].sqrt()))
-        scores[label] = summarize(evaluate(meta, Sinusoid(shots, 0, TEST_TASKS, seed=(TEST,))))
-        print(f"gradient steps   √SSE of {len(GRID)} points               MSE   median MSE")
-        for step in (0, 1, 2, 3, 5, MAX_STEPS):
-            row = "{rsse:9.3f} ± {rsse_ci:5.3f}   {mse:7.3f} ± {mse_ci:5.3f}   {median:10.3f}"
-            print(f"{step:14}  ", row.format(**{key: score[step].item() for key, score in scores[label].items()}))
-        worst = int(scores[label]["worst"].max())
-        print(f"MSE ≥ {WORST:g}, counted as that: at most {worst} of {TEST_TASKS} tasks after 0 to {MAX_STEPS} steps")
+    shots = args.test_shots or args.k_shot
+    drawn = Sinusoid(shots, 0, num_tasks=1, seed=(DRAWN, args.seed))
+    k_x, k_y, _, _ = drawn.batch([0])
+    y = drawn.target([0], GRID)  # (1, 50, 1)
+    test_points = points_of_test_tasks(shots)
 
-    matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a file begins no formula
-    shown = name if shots == args.k_shot else f"{name},test_shots={shots}"
-    title = in_words(shown)
-    shown += f",weights={args.weights.stem}" if args.weights else ""
-    graph_file, steps_file = Path("res", f"graph({shown}).png"), Path("res", f"steps({shown}).png")
-    draw_graph(graph_file, title, points, drawn.target([0], GRID)[0], results)
+    curves, scores = {}, {}
+    for label, meta in learners.items():
+        curves[label] = predictions(meta, k_x, k_y)[:, 0]  # (11, 50, 1)
+        norms = (curves[label] - y).norm(dim=(1, 2))  # (11,)
+        scores[label] = summarize(evaluate(meta, *test_points))
+        tasks = f"a drawn task and {TEST_TASKS} test tasks with K = {shots}"
+        print(f"\n{label}, {files[label]}, on {tasks}:")
+        print(f"| pre loss: {norms[0]:.3f} | post loss: {norms[1]:.3f} |")
+        print(table(scores[label]))
+
+    name, title = picture_name(args)
+    graph_file, steps_file = Path("res", f"graph({name}).png"), Path("res", f"steps({name}).png")
+    draw_graph(graph_file, title, (k_x[0], k_y[0]), y[0], curves)
     draw_steps(steps_file, title, scores)
     print(f"\ngraphs: {graph_file}, {steps_file}")
 
 
-def fine_tune(meta: Meta, tasks: Sinusoid, indices: Sequence[int]) -> tuple[Batch, Tensor, Tensor]:
-    """The points, and for 0 to 10 steps predictions over GRID, (11, tasks, 50, 1), and their SSE, (11, tasks)."""
-    points, truth = tasks.batch(indices), tasks.target(indices, GRID)
-    k_x, k_y, x = (tensor.to(meta.net.w_1) for tensor in (*points[:2], GRID.expand_as(truth)))
-    weights, predictions = None, []
-    for step in range(MAX_STEPS + 1):
-        if step > 0:
-            weights = meta.adapt(k_x, k_y, 1, weights)
-        predictions.append(meta.net.predict(x, weights).detach().cpu())  # without its graph
-    predictions = torch.stack(predictions)
-    return points, predictions, (predictions - truth).square().sum((2, 3))
+def files_to_measure(args: argparse.Namespace) -> dict[str, Path]:
+    """By label: the weights that are asked for, and the pretrained baseline if it is there."""
+    file = args.weights or weights_file(args)
+    if not file.exists():
+        raise InputError(f"no file {file} in this folder: train first, or pass --weights")
+    if args.weights:  # quotes tell it from the other labels, escapes suit any font
+        label = ascii(file.name)
+    elif args.inner_steps == 0:
+        label = PRETRAINED
+    else:
+        label = "FOMAML" if args.first_order else "MAML"
+    if file.parent == Path("weights") and file.name.startswith("original("):
+        label = "the original's weights"
+
+    files = {label: file}
+    pretraining = argparse.Namespace(**{**vars(args), "inner_steps": 0, "first_order": False})
+    baseline = weights_file(pretraining)
+    if args.inner_steps > 0 and baseline.exists():
+        files[PRETRAINED] = baseline
+    return files
 
 
-def evaluate(meta: Meta, tasks: Sinusoid) -> Tensor:
-    """Sum of squared errors over GRID of every task after 0 to MAX_STEPS steps: (MAX_STEPS + 1, tasks)."""
-    with tqdm(torch.arange(len(tasks)).split(CHUNK), unit="chunk", leave=False) as chunks:
-        return torch.cat([fine_tune(meta, tasks, chunk.tolist())[2] for chunk in chunks], dim=1)
+def load(file: Path, args: argparse.Namespace, device: str) -> Meta:
+    """A learner with the weights of a file."""
+    net = Net(args.loss)
+    net.load_state_dict(pick_weights(file, read(file), net))
+    return Meta(net.to(device), args.inner_lr)
+
+
+def picture_name(args: argparse.Namespace) -> tuple[str, str]:
+    """The name of the pictures of a test, and their title. No two files of weights share a name."""
+    name = run_name(args)
+    if args.test_shots not in (None, args.k_shot):
+        name += f",test_shots={args.test_shots}"
+    title = in_words(name)
+    if args.weights and args.weights.parent == Path("weights") and args.weights.suffix == ".pt":
+        name += f",weights={args.weights.stem}"
+    elif args.weights:
+        name += ",file=" + str(args.weights).replace("%", "%25").replace("/", "%2F")
+    return name, title
+
+
+def points_of_test_tasks(shots: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The test tasks: k_x and k_y, (TEST_TASKS, K, 1), and y on GRID, (TEST_TASKS, 50, 1)."""
+    tasks = Sinusoid(shots, 0, num_tasks=TEST_TASKS, seed=(TEST,))
+    k_x, k_y, _, _ = tasks.batch(range(TEST_TASKS))
+    return k_x, k_y, tasks.target(range(TEST_TASKS), GRID)
+
+
+@torch.no_grad()
+def predictions(meta: Meta, k_x: Tensor, k_y: Tensor) -> Tensor:
+    """The predictions on GRID after 0 to MAX_STEPS steps: (MAX_STEPS + 1, tasks, 50, 1)."""
+    weight = next(meta.net.parameters())
+    x = GRID.expand(len(k_x), -1, -1)
+    k_x, k_y, x = (points.to(weight) for points in (k_x, k_y, x))  # its device and precision
+    steps = meta.trajectory(k_x, k_y, x, MAX_STEPS)
+    return torch.stack([prediction.cpu() for prediction in steps])
+
+
+def evaluate(meta: Meta, k_x: Tensor, k_y: Tensor, y: Tensor) -> Tensor:
+    """The summed squared error over GRID of every task: (MAX_STEPS + 1, tasks).
+
+    Args:
+        k_x, k_y: support points, (tasks, K, 1).
+        y: targets on GRID, (tasks, 50, 1).
+    """
+    sse = []
+    with tqdm(total=len(k_x), unit="task", leave=False) as bar:
+        for chunk_x, chunk_y, target in chunks(k_x, k_y, y):
+            errors = predictions(meta, chunk_x, chunk_y) - target
+            sse.append(errors.square().sum((2, 3)))
+            bar.update(len(target))
+    return torch.cat(sse, dim=1)
 
 
 def summarize(sse: Tensor) -> dict[str, Tensor]:
-    """Scores, each (MAX_STEPS + 1,), from the sums of squared errors over GRID, (MAX_STEPS + 1, tasks).
+    """Scores, each (MAX_STEPS + 1,), of summed squared errors over GRID, (MAX_STEPS + 1, tasks).
 
-    An MSE above WORST, or not a number, counts as WORST. The scores are the means "rsse", √SSE, and "mse", half of
-    their 95 % confidence intervals, "rsse_ci" and "mse_ci", the "median" MSE, and how many tasks count as the "worst".
+    An MSE above CAP, or NaN, counts as CAP. The scores are the means "rsse", √SSE, and "mse", half
+    of their 95 % confidence intervals, "rsse_ci" and "mse_ci", the "median" MSE, and how many tasks
+    are "capped".
     """
-    mse = torch.fmin(sse / len(GRID), torch.tensor(WORST))  # `clamp` would keep what is not a number
-    scores = {"median": mse.median(1).values, "worst": (mse >= WORST).sum(1)}
-    for name, values in (("rsse", (mse * len(GRID)).sqrt()), ("mse", mse)):
-        scores |= {name: values.mean(1), f"{name}_ci": 1.96 * values.std(1) / math.sqrt(values.shape[1])}
-    return scores
+    mse = torch.fmin(sse / len(GRID), torch.tensor(CAP))  # `clamp` would keep NaN
+    rsse = (mse * len(GRID)).sqrt()
+    root_n = math.sqrt(sse.shape[1])
+    return {
+        "rsse": rsse.mean(1),
+        "rsse_ci": 1.96 * rsse.std(1) / root_n,
+        "mse": mse.mean(1),
+        "mse_ci": 1.96 * mse.std(1) / root_n,
+        "median": mse.quantile(0.5, dim=1),
+        "capped": (mse >= CAP).sum(1),
+    }
 
 
+def table(scores: Mapping[str, Tensor]) -> str:
+    """The scores of `summarize` as lines to print."""
+    lines = [f"gradient steps   √SSE of {len(GRID)} points               MSE   median MSE"]
+    for step in (0, 1, 2, 3, 5, MAX_STEPS):
+        rsse, rsse_ci, mse, mse_ci, median, _ = (values[step] for values in scores.values())
+        means = f"{rsse:9.3f} ± {rsse_ci:5.3f}   {mse:7.3f} ± {mse_ci:5.3f}"
+        lines.append(f"{step:14}  {means}   {median:10.3f}")
+    capped = int(scores["capped"].max())
+    lines.append(f"tasks capped at MSE {CAP:g}: at most {capped} of {TEST_TASKS} after any step")
+    return "\n".join(lines)
+
+
+# Graphs -------------------------------------------------------------------------------------------
+
+
+@matplotlib.style.context(PICTURE)
 def draw_losses(path: Path, args: argparse.Namespace, run: Run) -> None:
     """Loss against iterations: every meta-batch, their moving average, and the validation tasks."""
-    count, kept = len(run.losses), int(np.argmin(run.validation_losses))
+    count = len(run.losses)
     window = min(VALIDATE_EVERY, (count + 1) // 2)
     smoothed = np.convolve(run.losses, np.full(window, 1 / window), mode="valid")
-    validated = np.minimum(np.arange(1, len(run.validation_losses) + 1) * VALIDATE_EVERY, count)
+    validated = np.arange(1, len(run.validation_losses) + 1) * VALIDATE_EVERY
+    validated = np.minimum(validated, count)  # the last comes earlier
+    kept = validated[np.argmin(run.validation_losses)]
+    unit = {"rsse": "√SSE", "mse": "MSE"}.get(args.loss, args.loss)
+
     axes = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained").subplots()
-    style = "C0-" if count > 1 else "C0."  # a line of one point can't be seen
-    axes.semilogy(range(1, count + 1), run.losses, style, alpha=0.25, linewidth=0.5, label="each meta-batch")
-    axes.plot(range(window, count + 1), smoothed, style, label=f"mean of the last {window:,} iterations")
-    axes.plot(validated, run.validation_losses, "C1.-", markersize=3, label=f"validation, {VALIDATION_TASKS:,} tasks")
-    axes.plot(validated[kept], run.lowest(), "k*", label=f"weights kept, iteration {validated[kept]:,}")
+    iterations = range(1, count + 1)
+    axes.semilogy(iterations, run.losses, alpha=0.25, linewidth=0.5, label="each meta-batch")
+    mean = f"mean of the last {window:,} iterations"
+    axes.plot(iterations[window - 1 :], smoothed, "C0", label=mean)
+    validation = f"validation, {VALIDATION_TASKS:,} tasks"
+    axes.plot(validated, run.validation_losses, "C1.-", markersize=3, label=validation)
+    axes.plot(kept, run.lowest(), "k*", label=f"weights kept, iteration {kept:,}")
+
     axes.set_title(f"Training, {in_words(run_name(args))}", fontsize="medium")
-    axes.set(xlabel="iteration of the outer loop", ylabel=f"query loss ({'√SSE' if args.loss == 'rsse' else 'MSE'})")
+    axes.set(xlabel="iteration of the outer loop", ylabel=f"query loss ({unit})")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(0.5, 0.5)))  # for axes below half a decade
+    # For axes below half a decade.
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(0.5, 0.5)))
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper right").get_lines()[0].set(linewidth=6)
     axes.grid(which="both", alpha=0.3)
-    write(path, axes.figure.savefig)
+    write_picture(path, axes.figure)
 
 
-def draw_graph(path: Path, title: str, points: Batch, truth: Tensor, results: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """The drawn task before and after adaptation, by every learner (the paper's Figure 2)."""
-    figure = Figure(figsize=(3.2 + 3.2 * len(results), 4.8), dpi=150, layout="constrained")
+@matplotlib.style.context(PICTURE)
+def draw_graph(
+    path: Path,
+    title: str,
+    points: tuple[Tensor, Tensor],
+    truth: Tensor,
+    curves: Mapping[str, Tensor],
+) -> None:
+    """The drawn task before and after adaptation, by every learner (the paper's Figure 2).
+
+    Args:
+        points: support points, (K, 1) and (K, 1).
+        truth: the task on GRID, (50, 1).
+        curves: by label, predictions after 0 to MAX_STEPS steps, (MAX_STEPS + 1, 50, 1).
+    """
+    figure = Figure(figsize=(3.2 + 3.2 * len(curves), 4.8), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize="medium")
-    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
-    for axes, (label, (pred, rsse)) in zip(panels, results.items(), strict=True):
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (label, pred) in zip(panels, curves.items(), strict=True):
         axes.plot(GRID, truth, "k", alpha=0.4, linewidth=4, label="Ground Truth")
         axes.plot(GRID, pred[0], color="#E69F00", linestyle=":", linewidth=2, label="Pre Update")
         axes.plot(GRID, pred[1], color="#0072B2", linewidth=2, label="One Grad Step")
         axes.plot(GRID, pred[-1], color="#CC79A7", linestyle="--", label=f"{MAX_STEPS} Grad Steps")
-        axes.plot(points[0][0], points[1][0], "k^", label=f"K = {points[0].shape[1]} Support Points")
-        errors = f"{rsse[0]:.2f} → {rsse[1]:.2f} → {rsse[-1]:.2f}"
-        axes.set_title(f"{label}\n√SSE after 0 → 1 → {MAX_STEPS} steps: {errors}", fontsize="medium")
+        axes.plot(*points, "k^", label=f"K = {len(points[0])} Support Points")
+        pre, post, last = (pred - truth).norm(dim=(1, 2))[[0, 1, MAX_STEPS]]
+        errors = f"{pre:.2f} → {post:.2f} → {last:.2f}"
+        steps = f"√SSE after 0 → 1 → {MAX_STEPS} steps: {errors}"
+        axes.set_title(f"{label}\n{steps}", fontsize="medium")
         axes.set(xlabel="x")
         axes.grid(alpha=0.3)
         if axes is panels[0]:  # the first sets the frame, which other curves may leave
             axes.set(ylabel="y", ylim=axes.get_ylim())
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    write(path, figure.savefig)
+    write_picture(path, figure)
 
 
-def draw_steps(path: Path, title: str, scores: dict[str, dict[str, Tensor]]) -> None:
+@matplotlib.style.context(PICTURE)
+def draw_steps(path: Path, title: str, scores: Mapping[str, Mapping[str, Tensor]]) -> None:
     """MSE on the test tasks against the number of gradient steps (the paper's Figure 3)."""
     axes = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained").subplots()
     steps = range(MAX_STEPS + 1)
     for label, score in scores.items():
-        mse, ci, worst = score["mse"], score["mse_ci"], score["worst"].max()
-        axes.plot(steps, mse, marker=".", label=f"{label}, MSE ≥ {WORST:g}: {worst} tasks" if worst else label)
+        mse, ci, capped = score["mse"], score["mse_ci"], int(score["capped"].max())
+        if capped:
+            label += f", MSE ≥ {CAP:g}: {capped} {'task' if capped == 1 else 'tasks'}"
+        axes.plot(steps, mse, marker=".", label=label)
         axes.fill_between(steps, mse - ci, mse + ci, alpha=0.3)
-    axes.set_title(f"{title}\n{TEST_TASKS:,} test tasks, mean and 95 % confidence interval", fontsize="medium")
-    axes.set(xlabel="gradient steps", ylabel=f"MSE of {len(GRID)} points", xticks=steps, ylim=(0, None))
+    protocol = f"{TEST_TASKS:,} test tasks, mean and 95 % confidence interval"
+    axes.set_title(f"{title}\n{protocol}", fontsize="medium")
+    ylabel = f"MSE of {len(GRID)} points"
+    axes.set(xlabel="gradient steps", ylabel=ylabel, xticks=steps, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.figure.legend(loc="outside lower center", ncols=2)
-    write(path, axes.figure.savefig)
+    write_picture(path, axes.figure)
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    write(path, lambda file: figure.savefig(file, format="png"))
 
 
 if __name__ == "__main__":

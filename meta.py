@@ -1,8 +1,12 @@
 """MAML (Finn, Abbeel and Levine, ICML 2017): Algorithm 1 with the exact second-order gradient.
 
-`Meta.adapt` is the inner loop, and calling a `Meta` is one iteration of the outer loop. Both work on a
-whole meta-batch at once: every task has fast weights of its own, stacked along a leading dimension.
+`Meta.adapt` is the inner loop, and calling a `Meta` is one iteration of the outer loop. Both work
+on a whole meta-batch at once: each task has its own fast weights, stacked in a first dimension.
 """
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -10,102 +14,189 @@ from torch.optim.adam import adam
 
 from net import Net, Weights
 
+CHUNK = 100  # tasks that are computed at once: more leave the processor's caches
+MAX_COMPILED_STEPS = 30  # inner steps: with 40, the compiler exceeds Python's recursion limit
+ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
+
+
+class CompileError(Exception):
+    """The compiler can't do it, for example because there is no C++ compiler."""
+
 
 class Meta:
-    """A meta-learner: an initialization θ for `Net`, and the Adam that moves it.
+    """A meta-learner: a network, whose parameters are the initialization θ, and Adam to move it.
+
+    Calling it trains: one iteration of the outer loop.
 
     Args:
+        net: the network, `Net()` unless given. Loss, device and precision are those of the network.
+            Any module that has the `Param`, `expand`, `predict` and `forward` of `Net` will do.
         inner_lr: step size α of the inner loop.
-        outer_lr: step size β of the outer loop, Adam's learning rate.
-        loss: loss of both loops, "rsse" or "mse" (see `Net`).
+        outer_lr: step size β of the outer loop.
         inner_steps: gradient steps of the inner loop in training; 0 trains without adaptation,
             the paper's baseline "pretrained on all tasks".
         first_order: drop the second derivatives (FOMAML, Section 5.2 of the paper).
-        device: where the net lives.
+
+    Raises a `ValueError` if a step size is not positive and finite, or `inner_steps` is negative.
     """
 
     def __init__(
         self,
+        net: Net | None = None,
         inner_lr: float = 1e-2,
         outer_lr: float = 1e-3,
-        loss: str = "rsse",
         inner_steps: int = 1,
         first_order: bool = False,
-        device: str = "cpu",
     ) -> None:
-        self.inner_lr, self.inner_steps, self.first_order = inner_lr, inner_steps, first_order
-        self.net = Net(loss).to(device)
-        self.outer_optim = torch.optim.Adam(self.net.parameters(), lr=outer_lr, fused=True)
-        for parameter in self.net.parameters():  # the state that Adam would make in its first step
-            state = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-            self.outer_optim.state[parameter] = {"step": torch.zeros((), dtype=torch.float32, device=device), **state}
+        for name, lr in (("inner_lr", inner_lr), ("outer_lr", outer_lr)):
+            if not 0 < lr < math.inf:
+                raise ValueError(f"{name} must be positive and finite, not {lr}")
+        if inner_steps < 0:
+            raise ValueError(f"inner_steps must be at least 0, not {inner_steps}")
+        self.inner_lr, self.outer_lr = inner_lr, outer_lr
+        self.inner_steps, self.first_order = inner_steps, first_order
+        self.net = Net() if net is None else net
+        # The state of Adam: for each parameter its two moments and a count of steps.
+        params = self.net.Param
+        self.exp_avg = {name: torch.zeros_like(p) for name, p in params.items()}
+        self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in params.items()}
+        self.steps = [p.new_zeros((), dtype=torch.float32) for p in params.values()]
+        self._compiled = False
 
-    def adapt(self, k_x: Tensor, k_y: Tensor, steps: int, weights: Weights | None = None) -> Weights:
+    def __call__(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> float:
+        """Train: one iteration of the outer loop.
+
+        Support points k_x and k_y are (tasks, K, 1), query points q_x and q_y (tasks, Q, 1).
+        Returns the mean over tasks of the query losses before the outer step.
+        """
+        return self.outer_step(k_x, k_y, q_x, q_y).item() / len(k_x)
+
+    def adapt(
+        self, k_x: Tensor, k_y: Tensor, steps: int, weights: Weights | None = None
+    ) -> Weights:
         """The inner loop: `steps` gradient steps on the support loss of every task.
 
         Args:
             k_x, k_y: support points, (tasks, K, 1).
-            weights: fast weights from an earlier call to go on from; the parameters themselves unless given.
+            weights: fast weights of an earlier call, to continue from them instead of θ.
 
-        Returns:
-            The fast weights of every task: w_1 (tasks, 40, 1), b_1 (tasks, 40), and so on. Gradients flow
-            through them to the parameters.
+        Returns the fast weights: w_1 (tasks, 40, 1), b_1 (tasks, 40), and so on. Gradients flow
+        through them to θ; with `first_order`, or under `torch.no_grad`, no second derivatives do.
         """
-        weights = weights or self.net.expand(len(k_x))  # line 4, for all tasks at once
-        for _ in range(steps):
-            loss, _ = self.net(k_x, k_y, weights)  # (tasks,)
-            # Line 5. No fast weights are shared, so one call gives the gradient of every task.
-            # `create_graph` lets line 8 differentiate through it; `expand` sums the tasks up.
-            fast = list(weights.values())
-            gradients = torch.autograd.grad(loss.sum(), fast, create_graph=not self.first_order)
-            # Line 6: θ' = θ − α ∇L(θ)
-            pairs = zip(weights.items(), gradients, strict=True)
-            weights = {name: w - self.inner_lr * g for (name, w), g in pairs}
+        if steps < 0:
+            raise ValueError(f"steps must be at least 0, not {steps}")
+        second_order = torch.is_grad_enabled() and not self.first_order
+        with torch.enable_grad():
+            if weights is None:
+                weights = self.net.expand(len(k_x))  # line 4, for all tasks at once
+            for _ in range(steps):
+                loss, _ = self.net(k_x, k_y, weights)  # (tasks,)
+                # Line 5. Tasks share no fast weights: one call gives the gradient of every task.
+                # `create_graph` lets line 8 differentiate through it.
+                fast = list(weights.values())
+                gradients = torch.autograd.grad(loss.sum(), fast, create_graph=second_order)
+                # Line 6: θ' = θ − α ∇L(θ)
+                pairs = zip(weights.items(), gradients, strict=True)
+                weights = {name: w - self.inner_lr * g for (name, w), g in pairs}
         return weights
 
     def query_loss(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> Tensor:
         """L(θ'), the query loss of every task after adaptation to its support points: (tasks,)."""
-        loss, _ = self.net(q_x, q_y, self.adapt(k_x, k_y, self.inner_steps))
+        weights = self.adapt(k_x, k_y, self.inner_steps)
+        loss, _ = self.net(q_x, q_y, weights)
         return loss
 
-    def meta_gradient(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The sum over tasks of the query losses, and its gradient in the parameters θ."""
-        loss = self.query_loss(k_x, k_y, q_x, q_y).sum()
+    def meta_gradient(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The sum over tasks of the query losses of k_x, k_y, q_x, q_y, and its gradient in θ."""
+        if len(batch[0]) > CHUNK:
+            gradient = _compiled(Meta.meta_gradient) if self._compiled else Meta.meta_gradient
+            parts = [gradient(self, *chunk) for chunk in chunks(*batch)]
+            losses, gradients = zip(*parts, strict=True)
+            return sum(losses), tuple(map(sum, zip(*gradients, strict=True)))
+        loss = self.query_loss(*batch).sum()
         return loss.detach(), torch.autograd.grad(loss, list(self.net.Param.values()))
 
-    def outer_step(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> Tensor:
-        """Line 8: an Adam step on the meta-gradient. Returns the sum of the query losses before the step."""
-        loss, gradients = self.meta_gradient(k_x, k_y, q_x, q_y)
-        for parameter, gradient in zip(self.net.Param.values(), gradients, strict=True):
-            parameter.grad = gradient
-        self.outer_optim.step()
-        return loss
+    def outer_step(self, *batch: Tensor) -> Tensor:
+        """Line 8: a step of Adam. Returns the sum over tasks of the query losses before it."""
+        if self._compiled and len(batch[0]) <= CHUNK:
+            return _compiled(Meta._adam_step)(self, *batch)
+        return self._adam_step(*batch)
 
-    def __call__(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> float:
-        """One iteration of the outer loop. Returns the mean over tasks of the query losses before its outer step."""
-        return self.outer_step(k_x, k_y, q_x, q_y).item() / len(k_x)
+    def trajectory(self, k_x: Tensor, k_y: Tensor, x: Tensor, steps: int) -> Iterator[Tensor]:
+        """The predictions at x after 0, 1, … `steps` gradient steps: each (tasks, N, 1)."""
+        weights = self.adapt(k_x, k_y, 0)
+        yield self.net.predict(x, weights)
+        for _ in range(steps):
+            weights = self.adapt(k_x, k_y, 1, weights)
+            yield self.net.predict(x, weights)
+
+    def state(self) -> dict[str, Tensor]:
+        """The parameters and Adam's moments, not copied: net.w_1, exp_avg.w_1, exp_avg_sq.w_1, …"""
+        net = {name: p.detach() for name, p in self.net.Param.items()}
+        parts = {"net": net, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        return {f"{part}.{name}": w for part, ws in parts.items() for name, w in ws.items()}
+
+    def restore(self, state: Mapping[str, Tensor], iterations: int) -> None:
+        """Continue from a copy of what `state` gave after so many iterations."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+        for step in self.steps:
+            step.fill_(iterations)
 
     def compile(self) -> None:
-        """Compile the outer step, Adam included. The next iteration does it, and takes longer with more inner steps.
+        """Compile the outer step of up to CHUNK tasks; of more tasks, the meta-gradient of a chunk.
 
-        If that fails, for example without a C++ compiler, it raises a `torch._dynamo.exc.TorchDynamoException`. The
-        learning rates and the tensors of Adam's state are compiled in: load Adam's state before the call.
+        Compilation happens in the next iteration, and again when shapes or settings change. More
+        inner steps take longer to compile. Where it fails, a `CompileError` is raised.
         """
-        torch._dynamo.config.trace_autograd_ops = True  # compile `torch.autograd.grad` as part of the whole
-        (group,) = self.outer_optim.param_groups
-        settings = {name: group[name] for name in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
-        settings["beta1"], settings["beta2"] = group["betas"]
-        parameters = list(self.net.Param.values())
-        states = [self.outer_optim.state[parameter] for parameter in parameters]
-        exp_avgs, exp_avg_sqs, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+        if self.inner_steps > MAX_COMPILED_STEPS:
+            limit = f"at most {MAX_COMPILED_STEPS} inner steps, not {self.inner_steps}"
+            raise CompileError(f"the compiler can take {limit}")
+        self._compiled = True
 
-        def outer_step(*batch: Tensor) -> Tensor:
-            loss, gradients = self.meta_gradient(*batch)
-            with torch.no_grad():  # `outer_optim.step` can't be compiled as a part of this, the function behind it can
-                counts = [step.double() for step in steps]  # float32 is too coarse for Adam's bias correction
-                adam(parameters, gradients, exp_avgs, exp_avg_sqs, [], counts, foreach=False, **settings)
-                torch._foreach_copy_(steps, counts)
-            return loss
+    def _adam_step(self, *batch: Tensor) -> Tensor:
+        loss, gradients = self.meta_gradient(*batch)
+        params = list(self.net.Param.values())
+        moments = list(self.exp_avg.values()), list(self.exp_avg_sq.values())
+        # The fused kernel can't be compiled. The others need more than float32 to count.
+        fused = not torch.compiler.is_compiling()
+        steps = self.steps if fused else [step.double() for step in self.steps]
+        options = {"lr": self.outer_lr, "fused": fused, "foreach": False, **ADAM}
+        with torch.no_grad():
+            adam(params, list(gradients), *moments, [], steps, **options)
+            torch._foreach_copy_(self.steps, steps)
+        return loss
 
-        options = {} if self.net.w_1.is_cuda else {"cpp_wrapper": True, "memory_planning": True}  # a sixth faster
-        self.outer_step = torch.compile(outer_step, fullgraph=True, dynamic=False, options=options)
+
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same tensors in parts of at most CHUNK tasks."""
+    return zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True)
+
+
+@functools.cache
+def _compiled(method: Callable) -> Callable:
+    """A method of `Meta`, compiled as a whole."""
+    # A sixth faster, on a CPU.
+    options = {} if torch.cuda.is_available() else {"cpp_wrapper": True, "memory_planning": True}
+    compiled = torch.compile(method, fullgraph=True, dynamic=False, options=options)
+    settings = torch._dynamo.config.patch(
+        trace_autograd_ops=True,  # compile `torch.autograd.grad` as a part of the whole
+        recompile_limit=10**6,  # however many learners and shapes there are
+        accumulated_recompile_limit=10**6,
+    )
+
+    def call(meta: Meta, *batch: Tensor) -> object:
+        try:
+            return compiled(meta, *batch)
+        except torch._dynamo.exc.TorchDynamoException:
+            pass  # not compiled yet for this learner and these shapes: it takes the settings
+        meta.query_loss(*batch)  # points that don't fit raise their own error
+        try:
+            with settings:
+                return compiled(meta, *batch)
+        except Exception as error:
+            lines = str(error).splitlines() or [repr(error)]
+            reason = next((line for line in lines if " error: " in line), lines[0])
+            raise CompileError(f"the compiler failed: {reason}") from error
+
+    return call
