@@ -1,10 +1,14 @@
 """The meta-gradient in four other ways, to hold the project's own against.
 
-None of them shares code with net.py and meta.py. `loop` is Algorithm 1 as a newcomer would write it, one task
-at a time. `functional` is the same in `torch.func`. `in_jax` is the same in JAX, whose automatic differentiation
-is not PyTorch's. `by_hand` uses no automatic differentiation at all. Weights are dictionaries with the names of
-`Net.Param`, batches are as `Meta` takes them, and each function returns the sum over tasks of the query losses
-and its gradient, a tensor for each weight.
+None of them shares code with net.py and meta.py.
+
+- `loop` is Algorithm 1 as a newcomer would write it, one task at a time.
+- `functional` is the same in `torch.func`.
+- `in_jax` is the same in JAX, whose automatic differentiation is not PyTorch's.
+- `by_hand` uses no automatic differentiation at all.
+
+Weights are dictionaries with the names of `Net.Param`, and batches are as `Meta` takes them. Each
+function returns the sum over tasks of the query losses and its gradient, a tensor for each weight.
 """
 
 import torch
@@ -12,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear, mse_loss, relu
 
 Weights = dict[str, Tensor]
+Result = tuple[Tensor, tuple[Tensor, ...]]
 
 
 def task_loss(weights: Weights, x: Tensor, y: Tensor, loss: str = "rsse") -> Tensor:
@@ -23,13 +28,21 @@ def task_loss(weights: Weights, x: Tensor, y: Tensor, loss: str = "rsse") -> Ten
 
 
 def adapt_task(
-    weights: Weights, k_x: Tensor, k_y: Tensor, inner_lr: float, steps: int, loss: str, first_order: bool
+    weights: Weights,
+    k_x: Tensor,
+    k_y: Tensor,
+    inner_lr: float,
+    steps: int,
+    loss: str,
+    first_order: bool,
 ) -> Weights:
     """Algorithm 1, lines 5 and 6, for one task."""
     for _ in range(steps):
         support_loss = task_loss(weights, k_x, k_y, loss)
-        gradients = torch.autograd.grad(support_loss, list(weights.values()), create_graph=not first_order)
-        weights = {name: w - inner_lr * g for (name, w), g in zip(weights.items(), gradients, strict=True)}
+        values = list(weights.values())
+        gradients = torch.autograd.grad(support_loss, values, create_graph=not first_order)
+        pairs = zip(weights.items(), gradients, strict=True)
+        weights = {name: w - inner_lr * g for (name, w), g in pairs}
     return weights
 
 
@@ -43,7 +56,7 @@ def loop(
     steps: int = 1,
     loss: str = "rsse",
     first_order: bool = False,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> Result:
     """A Python loop over the tasks; `weights` must require gradients."""
     total = 0
     for task in range(len(k_x)):
@@ -53,17 +66,26 @@ def loop(
 
 
 def functional(
-    weights: Weights, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor, inner_lr: float = 1e-2, loss: str = "rsse"
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`torch.func`: the gradient of a vmap over tasks of the loss after one step along a gradient."""
+    weights: Weights,
+    k_x: Tensor,
+    k_y: Tensor,
+    q_x: Tensor,
+    q_y: Tensor,
+    inner_lr: float = 1e-2,
+    loss: str = "rsse",
+) -> Result:
+    """`torch.func`: the gradient of a vmap over tasks of the loss after one gradient step."""
 
-    def adapted_loss(weights: Weights, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> Tensor:
+    def adapted_loss(
+        weights: Weights, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor
+    ) -> Tensor:
         gradients = torch.func.grad(task_loss)(weights, k_x, k_y, loss)
         fast = {name: w - inner_lr * gradients[name] for name, w in weights.items()}
         return task_loss(fast, q_x, q_y, loss)
 
     def batch_loss(weights: Weights) -> Tensor:
-        return torch.vmap(adapted_loss, in_dims=(None, 0, 0, 0, 0))(weights, k_x, k_y, q_x, q_y).sum()
+        losses = torch.vmap(adapted_loss, in_dims=(None, 0, 0, 0, 0))(weights, k_x, k_y, q_x, q_y)
+        return losses.sum()
 
     gradients, total = torch.func.grad_and_value(batch_loss)(weights)
     return total, tuple(gradients.values())
@@ -79,18 +101,19 @@ def in_jax(
     steps: int = 1,
     loss: str = "rsse",
     first_order: bool = False,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """JAX: the gradient of a vmap over tasks of the loss after `steps` steps, each along a gradient."""
+) -> Result:
+    """JAX: the gradient of a vmap over tasks of the loss after `steps` gradient steps."""
     import jax
     import jax.numpy as jnp
+    from jax import Array
 
-    def task_loss(weights: dict, x: jax.Array, y: jax.Array) -> jax.Array:
+    def task_loss(weights: dict, x: Array, y: Array) -> Array:
         h = jax.nn.relu(x @ weights["w_1"].T + weights["b_1"])
         h = jax.nn.relu(h @ weights["w_2"].T + weights["b_2"])
         squares = (h @ weights["w_3"].T + weights["b_3"] - y) ** 2
         return jnp.sqrt(squares.sum()) if loss == "rsse" else squares.mean()
 
-    def adapted_loss(weights: dict, k_x: jax.Array, k_y: jax.Array, q_x: jax.Array, q_y: jax.Array) -> jax.Array:
+    def adapted_loss(weights: dict, k_x: Array, k_y: Array, q_x: Array, q_y: Array) -> Array:
         for _ in range(steps):
             gradients = jax.grad(task_loss)(weights, k_x, k_y)
             if first_order:
@@ -98,31 +121,34 @@ def in_jax(
             weights = jax.tree.map(lambda w, g: w - inner_lr * g, weights, gradients)
         return task_loss(weights, q_x, q_y)
 
-    def batch_loss(weights: dict, *batch: jax.Array) -> jax.Array:
+    def batch_loss(weights: dict, *batch: Array) -> Array:
         return jax.vmap(adapted_loss, in_axes=(None, 0, 0, 0, 0))(weights, *batch).sum()
+
+    def to_torch(array: Array) -> Tensor:
+        return torch.tensor(array.tolist(), dtype=torch.float64)
 
     with jax.enable_x64(True):
         arrays = {name: jnp.asarray(w.detach().numpy()) for name, w in weights.items()}
         batch = (jnp.asarray(points.numpy()) for points in (k_x, k_y, q_x, q_y))
         total, gradients = jax.jit(jax.value_and_grad(batch_loss))(arrays, *batch)
-        results = [torch.tensor(array.tolist(), dtype=torch.float64) for array in (total, *gradients.values())]
-        gradients = dict(zip(gradients, results[1:], strict=True))  # JAX sorts the names
-        return results[0], tuple(gradients[name] for name in weights)
+        # JAX sorts the names.
+        return to_torch(total), tuple(to_torch(gradients[name]) for name in weights)
 
 
 @torch.no_grad()
 def by_hand(
     weights: Weights, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor, inner_lr: float = 1e-2
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> Result:
     """The derivatives written out, for one inner step and the loss "rsse".
 
-    With v = ∇L_query(θ') and H the Hessian of the support loss at θ, the gradient of L_query(θ − α ∇L_support(θ))
-    is v − α H v, summed over tasks. H v is the derivative of the backward pass in the direction v (Pearlmutter, 1994):
-    below, `t_a` is the derivative of `a` in that direction.
+    With v = ∇L_query(θ') and H the Hessian of the support loss at θ, the gradient of
+    L_query(θ − α ∇L_support(θ)) is v − α H v, summed over tasks. H v is the derivative of the
+    backward pass in the direction v (Pearlmutter, 1994): below, `t_a` is the derivative of `a` in
+    that direction.
     """
     w_1, b_1, w_2, b_2, w_3, b_3 = weights.values()
 
-    # Support: forward, backward and the step. θ is the same for all tasks.
+    # Support: forward and backward. θ is the same for all tasks.
     a_1 = k_x @ w_1.mT + b_1  # (tasks, K, 40)
     h_1 = a_1.relu()
     a_2 = h_1 @ w_2.mT + b_2
@@ -133,10 +159,16 @@ def by_hand(
     d_3 = residual / norm
     d_2 = d_3 * w_3 * m_2
     d_1 = d_2 @ w_2 * m_1
-    f_1, f_2, f_3 = w_1 - inner_lr * (d_1.mT @ k_x), w_2 - inner_lr * (d_2.mT @ h_1), w_3 - inner_lr * (d_3.mT @ h_2)
-    c_1, c_2, c_3 = (b - inner_lr * d.sum(1, keepdim=True) for b, d in ((b_1, d_1), (b_2, d_2), (b_3, d_3)))
 
-    # Query: forward and backward through every task's own weights give v.
+    # The step: every task's own weights f and biases c.
+    f_1 = w_1 - inner_lr * (d_1.mT @ k_x)
+    f_2 = w_2 - inner_lr * (d_2.mT @ h_1)
+    f_3 = w_3 - inner_lr * (d_3.mT @ h_2)
+    c_1 = b_1 - inner_lr * d_1.sum(1, keepdim=True)
+    c_2 = b_2 - inner_lr * d_2.sum(1, keepdim=True)
+    c_3 = b_3 - inner_lr * d_3.sum(1, keepdim=True)
+
+    # Query: forward and backward give v for the weights and u for the biases.
     p_1 = torch.baddbmm(c_1, q_x, f_1.mT)
     g_1 = p_1.relu()
     p_2 = torch.baddbmm(c_2, g_1, f_2.mT)
@@ -157,7 +189,8 @@ def by_hand(
     t_d_2 = (t_d_3 * w_3 + d_3 * v_3) * m_2
     t_d_1 = (t_d_2 @ w_2 + d_2.bmm(v_2)) * m_1
 
-    def over_tasks(left: Tensor, right: Tensor) -> Tensor:  # Σ over tasks and points: one matrix product
+    def over_tasks(left: Tensor, right: Tensor) -> Tensor:
+        """The sum over tasks and points, as one matrix product."""
         return left.flatten(0, 1).mT @ right.flatten(0, 1)
 
     return q_norm.sum(), (

@@ -132,6 +132,17 @@ def measure_plateau() -> list[dict]:
     return rows
 
 
+def small_tests(measurement: Measurement, steps: int, draws: int = 300) -> tuple[float, ...]:
+    """What tests on 600 tasks, as in the paper's code, would say: the median MSE, 5 % and 95 %."""
+    mse = task_errors(measurement)[steps] / len(main.GRID)
+    mse = torch.fmin(mse, torch.tensor(main.CAP))
+    generator = torch.Generator().manual_seed(0)
+    chosen = [torch.randperm(len(mse), generator=generator)[:600] for _ in range(draws)]
+    means = torch.stack([mse[tasks].mean() for tasks in chosen])
+    levels = torch.tensor([0.5, 0.05, 0.95], dtype=means.dtype)
+    return tuple(means.quantile(levels).tolist())
+
+
 # Results ------------------------------------------------------------------------------------------
 
 
@@ -238,9 +249,8 @@ def paper_table(results: Results) -> str:
         theirs = [f"*{number}*" for number in TABLE_2[steps]] if shots == 5 else ["", ""]
         cells = [results.cell(flags, shots, steps) for flags in columns.values()]
         lines.append([f"K = {shots}, {counted(steps)}", theirs[0], *cells, theirs[1]])
-    for shots in (5, 10, 20):
-        capped = [str(results.capped(flags, shots)) for flags in columns.values()]
-        lines.append([f"K = {shots}, MSE ≥ {main.CAP:g}", "", *capped, ""])
+    capped = [str(max(results.capped(flags, k) for k in (5, 10, 20))) for flags in columns.values()]
+    lines.append([f"MSE ≥ {main.CAP:g}, any K", "", *capped, ""])
     return markdown(*lines)
 
 
@@ -295,11 +305,11 @@ def filled(page: str) -> str:
 def draw_seeds(path: Path, results: Results) -> None:
     """One point a seed: MSE after 1 and 10 steps of every method that has ten seeds."""
     methods = {
-        "exact\nK = 10": (MAML, 10),
-        "first-order\nK = 10": (FOMAML, 10),
-        "exact\nK = 5": (PAPER, 5),
-        "first-order\nK = 5": (PAPER_FOMAML, 5),
-        "2 inner steps\nK = 5": (TWO_STEPS, 5),
+        "exact\n√SSE, K = 10": (MAML, 10),
+        "first-order\n√SSE, K = 10": (FOMAML, 10),
+        "exact\nMSE, K = 5": (PAPER, 5),
+        "first-order\nMSE, K = 5": (PAPER_FOMAML, 5),
+        "2 inner steps\nMSE, K = 5": (TWO_STEPS, 5),
     }
     figure = Figure(figsize=(9.6, 4.8), dpi=150, layout="constrained")
     for axes, steps in zip(figure.subplots(1, 2, sharey=True), (1, 10), strict=True):
@@ -312,7 +322,8 @@ def draw_seeds(path: Path, results: Results) -> None:
             axes.plot([place - 0.4, place + 0.4], [median, median], "k", linewidth=1)
             for seed, score in enumerate(scores):
                 if score > 1.5 * median:
-                    axes.annotate(f"seed {seed}", (x[seed], score), (0, 6), **LABEL)
+                    offset, side = ((5, -3), "left") if seed < 5 else ((-5, -3), "right")
+                    axes.annotate(f"seed {seed}", (x[seed], score), offset, ha=side, **LABEL)
         axes.plot([1.6, 4.4], [TABLE_2[steps][0]] * 2, "r--", linewidth=1, label="paper, K = 5")
         axes.axvline(1.5, color="gray", linewidth=0.8)
         axes.set_title(f"after {counted(steps)}", fontsize="medium")
@@ -323,11 +334,11 @@ def draw_seeds(path: Path, results: Results) -> None:
         axes.grid(axis="y", which="both", alpha=0.3)
     figure.axes[0].set_ylabel("MSE on 10,000 test tasks")
     figure.axes[0].legend(loc="lower left")
-    figure.suptitle("One point a seed; black: the median of ten. Left: √SSE. Right: MSE, 25 tasks")
+    figure.suptitle("Each point is one seed; the black line is the median of ten", fontsize="large")
     main.write_picture(path, figure)
 
 
-LABEL = {"textcoords": "offset points", "ha": "center", "fontsize": "x-small"}
+LABEL = {"textcoords": "offset points", "fontsize": "x-small"}
 
 
 @matplotlib.style.context(main.PICTURE)
