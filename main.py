@@ -503,7 +503,7 @@ def table(scores: Mapping[str, Tensor]) -> str:
     for step in (0, 1, 2, 3, 5, MAX_STEPS):
         rsse, rsse_ci, mse, mse_ci, median, _ = (values[step] for values in scores.values())
         means = f"{rsse:9.3f} ± {rsse_ci:5.3f}   {mse:7.3f} ± {mse_ci:5.3f}"
-        lines.append(f"{step:14}  {means}   {median:10.3f}")
+        lines.append(f"{step:14}   {means}   {median:10.3f}")
     capped = int(scores["capped"].max())
     lines.append(f"tasks capped at MSE {CAP:g}: at most {capped} of {TEST_TASKS} after any step")
     return "\n".join(lines)

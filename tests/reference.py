@@ -19,11 +19,16 @@ Weights = dict[str, Tensor]
 Result = tuple[Tensor, tuple[Tensor, ...]]
 
 
-def task_loss(weights: Weights, x: Tensor, y: Tensor, loss: str = "rsse") -> Tensor:
-    """The loss of one task: x, y (N, 1) -> ()."""
+def predict_task(weights: Weights, x: Tensor) -> Tensor:
+    """The prediction for one task: (N, 1) -> (N, 1)."""
     h = relu(linear(x, weights["w_1"], weights["b_1"]))
     h = relu(linear(h, weights["w_2"], weights["b_2"]))
-    pred = linear(h, weights["w_3"], weights["b_3"])
+    return linear(h, weights["w_3"], weights["b_3"])
+
+
+def task_loss(weights: Weights, x: Tensor, y: Tensor, loss: str = "rsse") -> Tensor:
+    """The loss of one task: x, y (N, 1) -> ()."""
+    pred = predict_task(weights, x)
     return mse_loss(pred, y, reduction="sum").sqrt() if loss == "rsse" else mse_loss(pred, y)
 
 

@@ -52,12 +52,11 @@ def test_files_are_dictionaries_of_plain_tensors(program, stopped):
     """Both hold six weights. A checkpoint also has those of now, Adam's moments, and the losses."""
     assert program(RESUME).code == 0
     weights = torch.load(WEIGHTS)
-    shapes = {name: w.shape for name, w in Net().state_dict().items()}
-    assert {name: w.shape for name, w in weights.items()} == shapes
+    Net().load_state_dict(weights)
+    expected = {"losses", "validation_losses", *weights}
     for part in ("net", "exp_avg", "exp_avg_sq"):
-        shapes |= {f"{part}.{name}": w.shape for name, w in weights.items()}
-    shapes |= {"losses": (7,), "validation_losses": (1,)}
-    assert {name: tensor.shape for name, tensor in stopped.items()} == shapes
+        expected |= {f"{part}.{name}" for name in weights}
+    assert stopped.keys() == expected
     for tensor in (*weights.values(), *stopped.values()):
         kind = (type(tensor), tensor.dtype, tensor.device.type, tensor.requires_grad)
         assert kind == (Tensor, torch.float64, "cpu", False)
@@ -81,18 +80,13 @@ def test_a_result_that_cannot_be_written(program, monkeypatch, result, validate_
     assert contents() == whole
 
 
-@pytest.mark.parametrize("failing", ["save", "fsync", "replace"])
+@pytest.mark.parametrize("failing", ["torch.save", "os.fsync", "os.replace"])
 @pytest.mark.parametrize("error", [OSError(28, "No space"), ValueError(), KeyboardInterrupt()])
 def test_a_write_that_fails_leaves_all_as_it_was(tmp_path, monkeypatch, failing, error):
-    """The old file stays, and nothing of the new one."""
-    file, fail = tmp_path / "file", Mock(side_effect=error)
-    file.write_bytes(b"old")
-    if failing != "save":
-        monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(type(error)) as raised:
-        main.write(file, fail if failing == "save" else lambda buffer: buffer.write(b"new"))
-    if isinstance(error, OSError) and failing != "save":
-        assert str(raised.value) == f"{file} can't be written: No space"
+    (tmp_path / "file").write_bytes(b"old")
+    monkeypatch.setattr(failing, Mock(side_effect=error))
+    with pytest.raises(type(error)):
+        main.save(tmp_path / "file", {"new": torch.ones(1)})
     assert contents(tmp_path) == {"file": b"old"}
 
 
@@ -133,7 +127,6 @@ WRONG = {
     "another dimension": (lambda w: w.unsqueeze(0), ": {name} has the shape {shape}, not "),
     "a scalar": (lambda w: w.flatten()[0], ": {name} has the shape [], not "),
     "integers": (Tensor.long, NOT_REAL),
-    "complex": (Tensor.cdouble, NOT_REAL),
     "sparse": (Tensor.to_sparse, NOT_REAL),
     "without data": (lambda w: w.to("meta"), NOT_REAL),
     "no tensor": (lambda w: 1.0, " has no tensor {name}"),
@@ -142,7 +135,6 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_tensor_that_does_not_fit_is_named(program, stopped, kind):
-    """With its shape, if that is what is wrong."""
     change, sentence = WRONG[kind]
     for name, tensor in stopped.items():
         changed = change(tensor)
@@ -187,9 +179,9 @@ def test_another_file_is_refused_for_what_it_is(program, stopped):
         assert refusal(program, saved(content)) == " has no tensor losses"
     for done, validated in ((7, 0), (7, 2), (12, 0), (12, 2), (13, 2), (13, 3)):
         lists = {"losses": torch.ones(done), "validation_losses": torch.ones(validated)}
-        numbers = f"{done} iterations and {validated} validations"
+        lengths = f"{done} iterations and {validated} validations"
         sentence = refusal(program, saved({**stopped, **lists}))
-        assert sentence == f" does not fit this run: it has {numbers}"
+        assert sentence == f" does not fit this run: it has {lengths}"
 
 
 def test_damage_is_found_down_to_a_single_bit(program, stopped):

@@ -244,10 +244,11 @@ def test_what_the_algorithm_table_names_is_there():
 
 def test_the_settings_are_those_of_the_program():
     """K, step sizes, meta-batch, iterations and validation."""
-    args, table = main.parse([]), README.split("| setting | default |")[1].split("\n\n")[0]
+    args, table = main.parse([]), README.split("| | here, by default |")[1].split("\n\n")[0]
     assert f"| K = {args.k_shot} support points, one step, step size α = {args.inner_lr} |" in table
     adam = f"Adam with step size β = {args.outer_lr} and betas (0.9, 0.999)"
-    assert f" {args.batch_size} tasks, {adam}, {args.epochs:,} iterations |" in table
+    tasks = f"| {args.batch_size} tasks, Q = 15 query points"
+    assert f"{tasks}, {adam}, {args.epochs:,} iterations |" in table
     every = f"evaluated every {main.VALIDATE_EVERY:,} iterations"
     assert f" {main.VALIDATION_TASKS:,} validation tasks, {every};" in table
 

@@ -133,8 +133,9 @@ def test_a_compiled_run_resumes_bit_for_bit(program):
         ("--inner_lr 1e50", 7, "validation_losses", " 12/12 "),
     ],
 )
-def test_a_run_never_refuses_its_own_checkpoint(program, settings, done, part, end):
+def test_a_run_never_refuses_its_own(program, monkeypatch, settings, done, part, end):
     """Whatever is infinite or NaN in its checkpoint, a run ends as if it had not stopped."""
+    monkeypatch.setattr(main, "VALIDATE_EVERY", 1)
     assert end in program(f"{SHORT} {settings}").err[-1]
     whole = contents()
     leave_only({})
