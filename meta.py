@@ -16,6 +16,7 @@ from net import Net, Weights
 
 CHUNK = 100  # tasks that are computed at once: more leave the processor's caches
 MAX_COMPILED_STEPS = 30  # inner steps: with 40, the compiler exceeds Python's recursion limit
+NO_LIMIT = 10**6  # compilations in a process, for all learners and shapes
 ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
 
 
@@ -178,23 +179,20 @@ def _compiled(method: Callable) -> Callable:
     """A method of `Meta`, compiled as a whole."""
     # A sixth faster, on a CPU.
     options = {} if torch.cuda.is_available() else {"cpp_wrapper": True, "memory_planning": True}
-    compiled = torch.compile(method, fullgraph=True, dynamic=False, options=options)
+    compiled = torch.compile(
+        method, fullgraph=True, dynamic=False, recompile_limit=NO_LIMIT, options=options
+    )
     settings = torch._dynamo.config.patch(
         trace_autograd_ops=True,  # compile `torch.autograd.grad` as a part of the whole
-        recompile_limit=10**6,  # however many learners and shapes there are
-        accumulated_recompile_limit=10**6,
+        accumulated_recompile_limit=NO_LIMIT,
     )
 
     def call(meta: Meta, *batch: Tensor) -> object:
         try:
-            return compiled(meta, *batch)
-        except torch._dynamo.exc.TorchDynamoException:
-            pass  # not compiled yet for this learner and these shapes: it takes the settings
-        meta.query_loss(*batch)  # points that don't fit raise their own error
-        try:
             with settings:
                 return compiled(meta, *batch)
         except Exception as error:
+            meta.query_loss(*batch)  # points that don't fit raise their own error
             lines = str(error).splitlines() or [repr(error)]
             reason = next((line for line in lines if " error: " in line), lines[0])
             raise CompileError(f"the compiler failed: {reason}") from error
