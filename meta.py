@@ -170,7 +170,10 @@ class Meta:
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same tensors in parts of at most CHUNK tasks."""
+    """The same tensors in parts of at most CHUNK tasks. All have to be of as many tasks."""
+    if len({len(tensor) for tensor in tensors}) > 1:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"points must be of as many tasks, but their shapes are {shapes}")
     return zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True)
 
 

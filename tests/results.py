@@ -1,12 +1,12 @@
-"""Measures all weights that ship, and makes the tables and pictures of the pages from the numbers.
+"""Measures all included weights, and makes the tables and pictures of the pages from the numbers.
 
-python3 tests/results.py            measures (two minutes on two cores), prints tables and claims,
-                                    and draws res/seeds.png and res/plateau.png
-python3 tests/results.py --write    also puts numbers into res/results.csv and tables into the pages
-python3 tests/results.py --check    only measures, and compares with res/results.csv
+python3 tests/results.py            measures (two minutes on two cores) and prints the tables
+python3 tests/results.py --check    compares what it measures with res/results.csv
+python3 tests/results.py --write    puts the numbers into res/results.csv and res/plateau.csv, the
+                                    tables into the pages, and draws seeds.png and plateau.png
 
-Everything but the measurement is made from res/results.csv and res/plateau.csv. Measurements are
-those of `main.py --test`, but in float32: half the time, and no score changes by 0.0005.
+Measurements are those of `main.py --test`, but in float32, which takes half the time and changes no
+score by 0.0005.
 """
 
 import argparse
@@ -277,19 +277,19 @@ def plateau_table(rows: list[dict]) -> str:
     return markdown(*lines)
 
 
-def blocks() -> dict[str, str]:
+def blocks(rows: list[dict], plateau: list[dict]) -> dict[str, str]:
     """What stands between the comment lines of the pages, by the name in these lines."""
-    results = Results(read_rows(RESULTS))
-    tables = {"the original's job": job_table(results), "the paper": paper_table(results)}
-    tables["the plateau"] = plateau_table(read_rows(PLATEAU))
+    results = Results(rows)
+    tables = {"the original's experiment": job_table(results), "the paper": paper_table(results)}
+    tables["the plateau"] = plateau_table(plateau)
     seeds = {"maml": MAML, "first-order": FOMAML, "paper": PAPER}
     seeds |= {"paper, first-order": PAPER_FOMAML, "paper, two steps": TWO_STEPS}
     return tables | {f"seeds of {name}": seeds_table(results, seeds[name]) for name in seeds}
 
 
-def filled(page: str) -> str:
-    """A page with the tables of today between its comment lines."""
-    for name, table in blocks().items():
+def filled(page: str, tables: dict[str, str]) -> str:
+    """A page with these tables between its comment lines."""
+    for name, table in tables.items():
         begin, end = f"<!-- {name}: made by tests/results.py -->", "<!-- end -->"
         pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
         page = re.sub(pattern, f"{begin}\n{table}\n{end}", page, flags=re.DOTALL)
@@ -386,16 +386,18 @@ def command() -> None:
     rows = measure_all()
     if args.check:
         sys.exit("\n".join(differences(rows)) or None)
+    plateau = measure_plateau()
+    tables = blocks(rows, plateau)
+    for name, table in tables.items():
+        print(f"\n{name}\n{table}")
     if args.write:
         write_rows(RESULTS, rows)
-        write_rows(PLATEAU, measure_plateau())
+        write_rows(PLATEAU, plateau)
+        draw_seeds(ROOT / "res/seeds.png", Results(rows))
+        draw_plateau(ROOT / "res/plateau.png", plateau)
         for page in PAGES:
-            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
-    results = Results(read_rows(RESULTS))
-    draw_seeds(ROOT / "res/seeds.png", results)
-    draw_plateau(ROOT / "res/plateau.png", read_rows(PLATEAU))
-    for name, table in blocks().items():
-        print(f"\n{name}\n{table}")
+            text = filled(page.read_text(encoding="utf-8"), tables)
+            page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def empty_pictures(monkeypatch):
 
 
 def test_training_as_a_user_runs_it(program, tmp_path):
-    """It leaves weights and a loss graph, and the same command with --test measures them."""
+    """Training leaves weights and a loss graph, and the same command with --test measures them."""
     training = run(tmp_path, *SHORT.split())
     assert training.code == 0
     assert contents().keys() == TRAINED
@@ -47,7 +47,7 @@ def test_training_as_a_user_runs_it(program, tmp_path):
 
 
 def test_nothing_around_it_stops_the_program(tmp_path):
-    """It needs no docstrings, no standard output or error, and no backend of a notebook."""
+    """A run needs no docstrings, no standard output or error, and no backend of a notebook."""
     shell = ("sh", "-c", 'exec "$@" >&- 2>&-', "sh")
     command = (*shell, sys.executable, "-OO", str(ROOT / "main.py"), *SHORT.split())
     environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
@@ -56,11 +56,12 @@ def test_nothing_around_it_stops_the_program(tmp_path):
 
 
 def test_a_reader_who_leaves_is_no_error(tmp_path):
-    """As with `| head -1`: the run ends in silence, with its results."""
+    """A run whose output nobody reads on, as with `| head -1`, ends in silence with its results."""
     process = start(tmp_path, *SHORT.split())
     process.stdout.readline()
     process.stdout.close()
-    errors = process.stderr.read()
+    with process.stderr:
+        errors = process.stderr.read()
     assert process.wait() != 0
     assert not re.search("Traceback|Errno|Exception|main.py", errors)
     assert contents(tmp_path).keys() == TRAINED
@@ -68,7 +69,7 @@ def test_a_reader_who_leaves_is_no_error(tmp_path):
 
 @pytest.mark.parametrize("module", ["matplotlib", "torch", "tqdm", "net"])
 def test_ctrl_c_in_the_first_seconds(tmp_path, monkeypatch, capsys, module):
-    """While modules are imported, too, it costs one sentence."""
+    """Ctrl-C costs one sentence while modules are imported, too."""
     monkeypatch.setenv("MPLBACKEND", "agg")
     (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
     monkeypatch.syspath_prepend(tmp_path)
@@ -97,12 +98,12 @@ NAMES = {
 
 @pytest.mark.parametrize("words", NAMES)
 def test_a_run_is_named_by_its_settings(words):
-    """By K, and by every training setting that is not the default, whatever their order."""
+    """A name has K and every training setting that is not the default, whatever their order."""
     assert main.run_name(main.parse(words.split())) == NAMES[words]
 
 
 def test_every_training_setting_is_in_the_name(program):
-    """That is, every flag that --help says is. Other values make other names."""
+    """Every flag that, says --help, names the files does so, and other values make other names."""
     text = "\n".join(program("--help").out)
     group = text.split("training settings, which name the files of a run:")[1].split("\n\n")[0]
     flags = re.findall(r"^  --(\w+)", group, flags=re.MULTILINE)
@@ -115,7 +116,7 @@ def test_every_training_setting_is_in_the_name(program):
 
 
 def test_two_files_of_weights_give_two_pictures():
-    """Those that ship have the names of theirs."""
+    """No two files of weights share a picture, and the pictures that ship keep their names."""
 
     def name(file):
         return main.picture_name(main.parse(["--test", "--weights", file]))[0]
@@ -206,7 +207,7 @@ def test_a_gpu_is_used_if_there_is_one(program, monkeypatch):
     ],
 )
 def test_a_number_is_in_its_range(program, flag, low, high):
-    """Its ends belong to it, and a refusal says them."""
+    """The ends of a range belong to it, and a refusal says them."""
     for number in (low, high):
         main.parse(["--test", flag, str(number)])
     for number in (low - 1, high + 1):
@@ -246,7 +247,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_a_refusal_is_one_line_and_touches_no_file(program, empty_pictures, words):
-    """Nothing is measured before all files have been read, the baseline's too."""
+    """A refusal touches no file, and comes before anything is measured, if of a file to read."""
     good = saved(Net().state_dict())
     files = {CHECKPOINT: b"a checkpoint", "text.pt": b"text", "folder": None, LONG: good}
     files |= {"weights/w(k=10,seed=3).pt": good, "res/graph(k=10,seed=3).png": None}
@@ -270,7 +271,7 @@ DIVERGING = {
 
 @pytest.mark.parametrize("words", DIVERGING)
 def test_a_run_that_diverges_ends_with_advice(program, empty_pictures, words):
-    """In the same iteration. The advice works: its checkpoint can be measured."""
+    """A run that diverges ends in that iteration, with advice that works."""
     checkpoint = f"weights/checkpoint({main.run_name(main.parse(words.split()))}).pt"
     output = program(words)
     assert output.code == 2
@@ -289,7 +290,7 @@ def test_an_interrupted_measurement_is_one_sentence(program, monkeypatch):
 
 
 def test_too_little_memory_costs_one_sentence(program, monkeypatch):
-    """Whoever finds it out: NumPy, PyTorch or a GPU."""
+    """That is so whoever finds it out: NumPy, PyTorch or a GPU."""
     gpu = Mock(side_effect=torch.OutOfMemoryError("Tried to allocate 2.00 GiB."))
     for step in (lambda *batch: np.empty(10**18), lambda *batch: torch.empty(10**15), gpu):
         monkeypatch.setattr(Meta, "__call__", step)

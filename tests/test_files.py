@@ -49,7 +49,7 @@ def loaded(content):
 
 
 def test_files_are_dictionaries_of_plain_tensors(program, stopped):
-    """Both hold six weights. A checkpoint also has those of now, Adam's moments, and the losses."""
+    """All hold six weights. A checkpoint also has those of now, Adam's moments, and the losses."""
     assert program(RESUME).code == 0
     weights = torch.load(WEIGHTS)
     Net().load_state_dict(weights)
@@ -65,7 +65,7 @@ def test_files_are_dictionaries_of_plain_tensors(program, stopped):
 @pytest.mark.parametrize("result", [WEIGHTS, "res/loss_final(k=10,epochs=12).png"])
 @pytest.mark.parametrize("validate_every", [4, 5])  # 12 is a multiple, or is validated anyway
 def test_a_result_that_cannot_be_written(program, monkeypatch, result, validate_every):
-    """It costs one line and no iteration: `--resume` only writes the results."""
+    """A result that can't be written costs one line, and no iteration is repeated for it."""
     monkeypatch.setattr(main, "write_picture", lambda path, _: main.write(path, lambda file: None))
     monkeypatch.setattr(main, "VALIDATE_EVERY", validate_every)
     assert program(SHORT).code == 0
@@ -91,12 +91,12 @@ def test_a_write_that_fails_leaves_all_as_it_was(tmp_path, monkeypatch, failing,
 
 
 def test_a_file_is_synced_before_it_is_moved(tmp_path, monkeypatch):
-    """No two writers share one: the second begins and ends while the first moves its file."""
+    """It is on the disk before it is moved, and no two writers share one."""
     path, synced, replace = tmp_path / "file", [], os.replace
 
     def noted_replace(source, target):
         assert synced[-1] == os.stat(source).st_size
-        if len(synced) == 1:
+        if len(synced) == 1:  # a second writer begins and ends while the first moves its file
             main.write(path, lambda file: file.write(b"second"))
         replace(source, target)
 
@@ -149,7 +149,7 @@ def test_a_tensor_that_does_not_fit_is_named(program, stopped, kind):
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_only_the_six_weights_have_to_be_finite(program, stopped, number):
-    """Anything else is taken as it is, but a loss that no run can have is refused."""
+    """Whatever else is not finite is taken as it is, but for losses that no run can have."""
     for name, tensor in stopped.items():
         changed = tensor.where(tensor != tensor.flatten()[-1], number)
         content = saved({**stopped, name: changed})
@@ -166,7 +166,7 @@ def test_only_the_six_weights_have_to_be_finite(program, stopped, number):
 
 
 def test_another_file_is_refused_for_what_it_is(program, stopped):
-    """Only a file that is damaged is called so."""
+    """The sentence says what is wrong. Only a file that is damaged is called so."""
     old = io.BytesIO()
     torch.save(stopped, old, _use_new_zipfile_serialization=False)
     for content in (b"", b"text\n", saved(stopped)[100:], old.getvalue()):
@@ -214,7 +214,7 @@ def test_code_in_a_file_is_not_executed(program, stopped):
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_no_file_crashes_the_program(program, stopped, tmp_path):
-    """Nor does one make it say more than a line."""
+    """Nor does any file make it say more than a line."""
     torch.save({**stopped, "w_2": stopped["w_2"].to_sparse_csr()}, "warning.pt")
     with zipfile.ZipFile("nested.pt", "w") as nested:  # tuples in tuples, for a key
         nested.writestr("archive/DATA.PKL", b"\x80\x02})" + b"\x85" * 3_000_000 + b"K\x01s.")
@@ -243,7 +243,7 @@ CONVERSIONS = (
 
 @pytest.mark.parametrize("tag", ["cpu", "cuda:7", "mps"])
 def test_what_can_be_converted_is_loaded_exactly(tmp_path, monkeypatch, tag):
-    """Of any precision, layout and device, and whatever is beside the six weights."""
+    """Weights of any precision, layout and device are loaded, whatever is beside them."""
     monkeypatch.chdir(tmp_path)
     # The file of a GPU differs from a CPU's in the device tag of its tensors alone.
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: tag)

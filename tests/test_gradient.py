@@ -323,6 +323,9 @@ def test_points_that_do_not_fit_are_refused(graphs, compiled):
         meta(k_x, k_y, q_x, k_y)
     with refused("(2, 15, 1) and (4, 40, 1)"):
         meta(k_x, k_y, q_x[:2], q_y[:2])
+    many = torch.ones(250, 10, 1, dtype=torch.float64)
+    with refused("(250, 10, 1), (250, 10, 1), (4, 15, 1), (4, 15, 1)"):
+        meta(many, many, q_x, q_y)
     with refused("(4, 10, 1) and (3, 40, 1)"):
         meta.adapt(k_x, k_y, 1, three)
     with refused("(4, 15, 1) and (3, 40, 1)"):
@@ -362,7 +365,8 @@ def test_a_compiled_learner_follows_its_settings(graphs):
 
 def test_ten_learners_and_batch_sizes_are_compiled(graphs):
     """By itself, PyTorch compiles a function eight times. Its settings stay as they are."""
-    with torch._dynamo.config.patch(recompile_limit=8, trace_autograd_ops=False):
+    limits = {"recompile_limit": 8, "accumulated_recompile_limit": 8}
+    with torch._dynamo.config.patch(trace_autograd_ops=False, **limits):
         before = torch._dynamo.config.get_config_copy()
         for tasks in (*range(1, 10), 2 * CHUNK):
             eager, batch = make(steps=0, tasks=tasks, outer_lr=1e-3 * tasks)

@@ -147,7 +147,7 @@ def test_a_run_never_refuses_its_own(program, monkeypatch, settings, done, part,
 
 
 def test_a_checkpoint_is_a_file_of_the_best_weights(program):
-    """They are those of the best validation, and before there is one, those of now."""
+    """Its weights are those of the best validation, and before there is one, those of now."""
 
     def weights(path, prefix=""):
         content = torch.load(path)
@@ -169,7 +169,7 @@ def test_a_checkpoint_is_a_file_of_the_best_weights(program):
 
 @pytest.mark.parametrize(("seconds", "first"), [(2.0, 3), (0.125, 41)])
 def test_checkpoints_come_by_the_clock(program, monkeypatch, seconds, first):
-    """One comes with the first iteration after five seconds, and one before the results."""
+    """A checkpoint comes with the first iteration after five seconds, and before the results."""
     step, steps, written = Meta.__call__, [], []
     monkeypatch.setattr(Meta, "__call__", lambda *batch: steps.append(None) or step(*batch))
     monkeypatch.setattr(main.time, "monotonic", lambda: seconds * len(steps))
