@@ -48,6 +48,7 @@ CHECKPOINT_EVERY = 5  # seconds: about the most that a stopped run loses
 MAX_STEPS = 10  # gradient steps in the evaluation
 GRID = torch.from_numpy(np.linspace(-5.0, 5.0, 50)[:, None])  # (50, 1), the scored inputs
 CAP = 100.0  # a larger MSE counts as this, so that the mean is finite; predicting 0 gives below 14
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what float64 has exactly
 PRETRAINED = "pretrained on all tasks"  # the paper's baseline
 PICTURE = ["default", {"text.parse_math": False}]  # Matplotlib's style; a $ in a name is not math
 
@@ -79,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(*(f"{key}={value}" for key, value in vars(args).items()), f"device={device}")
         command(args, device)
     except BrokenPipeError:  # nobody reads on, as after `| head -1`
-        sys.stdout = None  # to write to it once more would fail once more
         sys.exit(128 + 13)  # as a program that ends by SIGPIPE
     except KeyboardInterrupt:
         advice = "" if args.test else "; --resume resumes from the last checkpoint, if there is one"
@@ -133,8 +133,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.test and (args.compile or args.resume):
         parser.error("--test can't be combined with --compile or --resume")
-    if not args.test and (args.test_shots or args.weights):
-        parser.error(f"{args.test_shots or args.weights} needs --test")
+    if not args.test and args.test_shots:
+        parser.error(f"--test_shots {args.test_shots} needs --test")
+    if not args.test and args.weights:
+        parser.error(f"--weights {args.weights} needs --test")
     return args
 
 
@@ -305,11 +307,13 @@ def read(path: Path) -> dict[str, Any]:
         try:
             # PyTorch ignores checksums, and can crash on a compressed part or a large pickle.
             archive = zipfile.ZipFile(file)
+            if archive.testzip():
+                raise zipfile.BadZipFile
             for part in archive.infolist():
                 if part.compress_type or "pkl" in part.filename.lower() and part.file_size > 1e4:
                     raise pickle.UnpicklingError(part.filename)
-            if archive.testzip():
-                raise zipfile.BadZipFile
+            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+                raise pickle.UnpicklingError("an archive of something else")
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
@@ -317,7 +321,7 @@ def read(path: Path) -> dict[str, Any]:
         except Exception as error:  # a damaged file can make its reader raise almost anything
             raise InputError(f"{path} is damaged") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} does not hold tensors by name, and nothing else")
+        raise InputError(f"{path} is not a plain dictionary of a few tensors")
     return content
 
 
@@ -327,7 +331,7 @@ def pick(path: Path, content: Mapping[str, Any], name: str, shape: Sequence[int]
     if not isinstance(tensor, Tensor):
         raise InputError(f"{path} has no tensor {name}")
     is_dense = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
-    if not is_dense or not tensor.is_floating_point():
+    if not is_dense or tensor.dtype not in REAL:
         raise InputError(f"{path}: {name} is not a dense tensor of real numbers")
     shape = [tensor.numel()] if shape == [-1] else list(shape)
     if list(tensor.shape) != shape:

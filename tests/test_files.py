@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, contents, leave_only, run, saved
@@ -172,9 +173,13 @@ def test_another_file_is_refused_for_what_it_is(program, stopped):
     for content in (b"", b"text\n", saved(stopped)[100:], old.getvalue()):
         sentence = refusal(program, content)
         assert sentence == " is not in the format of torch.save since PyTorch 1.6"
-    for content in ([1, 2], stopped["w_1"], Net()):
-        sentence = refusal(program, saved(content))
-        assert sentence == " does not hold tensors by name, and nothing else"
+    arrays = io.BytesIO()
+    np.savez(arrays, w_1=np.zeros((40, 1)))
+    many = {str(number): torch.zeros(1) for number in range(300)}
+    others = [saved(content) for content in ([1, 2], stopped["w_1"], Net(), many)]
+    for content in (*others, arrays.getvalue()):
+        sentence = refusal(program, content)
+        assert sentence == " is not a plain dictionary of a few tensors"
     for content in (Net().state_dict(), {"net": stopped}):
         assert refusal(program, saved(content)) == " has no tensor losses"
     for done, validated in ((7, 0), (7, 2), (12, 0), (12, 2), (13, 2), (13, 3)):
