@@ -122,7 +122,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     setting("--first_order", False, "drop the second derivatives: FOMAML", action="store_true")
 
     add = parser.add_argument_group("what to do").add_argument
-    add("--compile", action="store_true", help="train faster, after a slow start")
+    add("--compile", action="store_true", help="train 1.6 to 3.7 times as fast, after a slow start")
     add("--resume", action="store_true", help="resume a run that was stopped")
     add("--test", action="store_true", help="measure the trained weights and draw graphs")
     shots = "with --test: support points in the test (default: --k_shot)"
