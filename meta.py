@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from net import Net, Weights
+from net import Fast, Net
 
 CHUNK = 100  # tasks that are computed at once: more leave the processor's caches
 MAX_COMPILED_STEPS = 30  # inner steps: with 40, the compiler exceeds Python's recursion limit
@@ -72,9 +72,7 @@ class Meta:
         """
         return self.outer_step(k_x, k_y, q_x, q_y).item() / len(k_x)
 
-    def adapt(
-        self, k_x: Tensor, k_y: Tensor, steps: int, weights: Weights | None = None
-    ) -> Weights:
+    def adapt(self, k_x: Tensor, k_y: Tensor, steps: int, weights: Fast | None = None) -> Fast:
         """The inner loop: `steps` gradient steps on the support loss of every task.
 
         Args:

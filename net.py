@@ -9,7 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-Weights = Mapping[str, Tensor]  # a set for each task: w_1 (tasks, 40, 1), b_1 (tasks, 40), …
+Fast = Mapping[
+    str, Tensor
+]  # fast weights, a set for each task: w_1 (tasks, 40, 1), b_1 (tasks, 40), …
 
 
 def rsse(pred: Tensor, y: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class Net(nn.Module):
         """The parameters repeated for every task, without a copy: w_1 (tasks, 40, 1), …"""
         return {name: p.expand(tasks, *p.shape) for name, p in self.Param.items()}
 
-    def predict(self, x: Tensor, weights: Weights | None = None) -> Tensor:
+    def predict(self, x: Tensor, weights: Fast | None = None) -> Tensor:
         """The prediction at x, (tasks, N, 1) -> (tasks, N, 1). Fast weights replace the parameters.
 
         Raises a `ValueError` if they are those of another number of tasks.
@@ -62,9 +64,7 @@ class Net(nn.Module):
         h = torch.relu_(linear(h, weights["w_2"], weights["b_2"]))  # (tasks, N, 40)
         return linear(h, weights["w_3"], weights["b_3"])  # (tasks, N, 1)
 
-    def forward(
-        self, x: Tensor, y: Tensor, weights: Weights | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Tensor, weights: Fast | None = None) -> tuple[Tensor, Tensor]:
         """The loss of each task, (tasks,), and the prediction at x; x and y are (tasks, N, 1).
 
         Raises a `ValueError` if their shapes differ, where PyTorch might broadcast.
