@@ -9,9 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-Fast = Mapping[
-    str, Tensor
-]  # fast weights, a set for each task: w_1 (tasks, 40, 1), b_1 (tasks, 40), …
+# Fast weights, a set for each task: w_1 (tasks, 40, 1), b_1 (tasks, 40), and so on.
+Fast = Mapping[str, Tensor]
 
 
 def rsse(pred: Tensor, y: Tensor) -> Tensor:
