@@ -257,8 +257,11 @@ def seeds_table(results: Results, flags: str) -> str:
     every_k = sorted({shots for other, _, shots, _ in results.rows if other == flags})
     steps = (1, 2, 5, 10) if len(every_k) == 1 else (1, 5, 10)
     columns = list(itertools.product(every_k, steps))
-    header = [f"K = {shots}, {counted(number)}" for shots, number in columns]
-    lines = [["seed", *header, f"MSE ≥ {main.CAP:g}"]]
+    if len(every_k) == 1:
+        header = ["seed", *(f"K = {shots}, {counted(number)}" for shots, number in columns)]
+    else:
+        header = ["seed; K, steps", *(f"{shots}, {number}" for shots, number in columns)]
+    lines = [[*header, f"MSE ≥ {main.CAP:g}"]]
     for seed in results.seeds(flags):
         cells = [f"{results.score(flags, seed, *column):.2f}" for column in columns]
         capped = max(results.capped(flags, shots, seed) for shots in every_k)
