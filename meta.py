@@ -38,7 +38,8 @@ class Meta:
             the paper's baseline "pretrained on all tasks".
         first_order: drop the second derivatives (FOMAML, Section 5.2 of the paper).
 
-    Raises a `ValueError` if a step size is not positive and finite, or `inner_steps` is negative.
+    Raises a `ValueError` if a step size is not positive and finite, if `inner_steps` is negative, or
+    if a parameter is not in `Param`, as those of a submodule are not: it would not be trained.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Meta:
         self.net = Net() if net is None else net
         # The state of Adam: for each parameter its two moments and a count of steps.
         params = self.net.Param
+        if len(params) != len(list(self.net.parameters())):
+            raise ValueError("the network has parameters that are not in its Param")
         self.exp_avg = {name: torch.zeros_like(p) for name, p in params.items()}
         self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in params.items()}
         self.steps = [p.new_zeros((), dtype=torch.float32) for p in params.values()]

@@ -306,6 +306,10 @@ def test_a_setting_out_of_range_is_refused(value):
         Meta(inner_steps=-1)
     with refused("loss must be one of rsse, mse, not 'MSE'"):
         Net("MSE")
+    net = Net()
+    net.more = torch.nn.Linear(1, 1)
+    with refused("the network has parameters that are not in its Param"):
+        Meta(net)
     Meta(inner_steps=MAX_COMPILED_STEPS).compile()
     with pytest.raises(CompileError, match=f"{MAX_COMPILED_STEPS} .* {MAX_COMPILED_STEPS + 1}"):
         Meta(inner_steps=MAX_COMPILED_STEPS + 1).compile()
