@@ -38,8 +38,8 @@ class Meta:
             the paper's baseline "pretrained on all tasks".
         first_order: drop the second derivatives (FOMAML, Section 5.2 of the paper).
 
-    Raises a `ValueError` if a step size is not positive and finite, if `inner_steps` is negative, or
-    if a parameter is not in `Param`, as those of a submodule are not: it would not be trained.
+    Raises a `ValueError` if a step size is not positive and finite, if `inner_steps` is negative,
+    or if a parameter is not in `Param`: it would not be trained. Those of a submodule are not.
     """
 
     def __init__(
