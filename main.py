@@ -186,9 +186,8 @@ def weights_file(args: argparse.Namespace) -> Path:
 def train(args: argparse.Namespace, device: str) -> None:
     """Algorithm 1 of the paper, with validation and checkpoints. Its results come at the end."""
     name = run_name(args)
-    graph_file = Path("res", f"loss_final({name}).png")
-    if name == run_name(parse([])):
-        graph_file = Path("res", "loss_final.png")
+    graph = "loss_final" if name == run_name(parse([])) else f"loss_final({name})"
+    graph_file = Path("res", f"{graph}.png")
     checkpoint = Path("weights", f"checkpoint({name}).pt")
     advice = "try a smaller --inner_lr or --outer_lr, or fewer --inner_steps"
     advice += f". If {checkpoint} exists, measure it with --test --weights, or delete it"
