@@ -31,7 +31,7 @@ class Sinusoid:
         num_tasks: number of tasks.
         seed: an integer, or several that together name a stream, as in `numpy.random.default_rng`.
 
-    Raises a `ValueError` without any support point or task.
+    Raises a `ValueError` if there is no support point or no task.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from typing import Any
 if __name__ == "__main__":
     os.environ["MPLBACKEND"] = "agg"  # draws to files; a notebook's may not be installed here
 
-try:  # for seconds
+try:  # this takes seconds
     import matplotlib.style
     import numpy as np
     import torch
@@ -199,7 +199,7 @@ def train(args: argparse.Namespace, device: str) -> None:
     if args.resume:
         run.load(checkpoint)
     elif checkpoint.exists():
-        raise InputError(f"{checkpoint} is of an unfinished run: add --resume, or delete it")
+        raise InputError(f"{checkpoint} belongs to an unfinished run: add --resume, or delete it")
     if args.compile:
         print("compiling …")
         meta.compile()
@@ -217,7 +217,7 @@ def train(args: argparse.Namespace, device: str) -> None:
             run.losses.append(loss)
             if not math.isfinite(loss):
                 raise InputError(f"the loss is {loss} at iteration {len(run.losses)}: {advice}")
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
             bar.update()
             if len(run.losses) % VALIDATE_EVERY == 0 or len(run.losses) == args.epochs:
                 run.validate(validation_batch)
@@ -306,7 +306,8 @@ def read(path: Path) -> dict[str, Any]:
         try:
             # PyTorch ignores checksums, and can crash on a compressed part or a large pickle.
             archive = zipfile.ZipFile(file)
-            if archive.testzip():
+            # Of a part that is said to be a folder, PyTorch reads nothing.
+            if archive.testzip() or any(part.external_attr & 0x10 for part in archive.infolist()):
                 raise zipfile.BadZipFile
             for part in archive.infolist():
                 if part.compress_type or "pkl" in part.filename.lower() and part.file_size > 1e4:
@@ -331,7 +332,7 @@ def pick(path: Path, content: Mapping[str, Any], name: str, shape: Sequence[int]
         raise InputError(f"{path} has no tensor {name}")
     is_dense = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
     if not is_dense or tensor.dtype not in REAL:
-        raise InputError(f"{path}: {name} is not a dense tensor of real numbers")
+        raise InputError(f"{path}: {name} is not a dense tensor of floating-point numbers")
     shape = [tensor.numel()] if shape == [-1] else list(shape)
     if list(tensor.shape) != shape:
         raise InputError(f"{path}: {name} has the shape {list(tensor.shape)}, not {shape}")

@@ -21,7 +21,7 @@ ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, m
 
 
 class CompileError(Exception):
-    """The compiler can't do it, for example because there is no C++ compiler."""
+    """Compilation failed, for example because there is no C++ compiler."""
 
 
 class Meta:
@@ -141,6 +141,8 @@ class Meta:
     def restore(self, state: Mapping[str, Tensor], iterations: int) -> None:
         """Continue from a copy of what `state` gave after so many iterations."""
         for name, tensor in self.state().items():
+            if state[name].shape != tensor.shape:
+                raise ValueError(f"{name} has the shape {tuple(state[name].shape)}")
             tensor.copy_(state[name])
         for step in self.steps:
             step.fill_(iterations)
@@ -153,7 +155,7 @@ class Meta:
         """
         if self.inner_steps > MAX_COMPILED_STEPS:
             limit = f"at most {MAX_COMPILED_STEPS} inner steps, not {self.inner_steps}"
-            raise CompileError(f"the compiler can take {limit}")
+            raise CompileError(f"compilation takes {limit}")
         self._compiled = True
 
     def _adam_step(self, *batch: Tensor) -> Tensor:
@@ -171,10 +173,12 @@ class Meta:
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same tensors in parts of at most CHUNK tasks. All have to be of as many tasks."""
+    """The same tensors in parts of at most CHUNK tasks; they must have the same number of tasks."""
     if len({len(tensor) for tensor in tensors}) > 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-        raise ValueError(f"points must be of as many tasks, but their shapes are {shapes}")
+        raise ValueError(
+            f"points must have the same number of tasks, but their shapes are {shapes}"
+        )
     return zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True)
 
 

@@ -16,9 +16,10 @@ Fast = Mapping[str, Tensor]
 def rsse(pred: Tensor, y: Tensor) -> Tensor:
     """√Σ(pred − y)², the root of the summed squared error: two (tasks, N, 1) -> (tasks,)."""
     sse = (pred - y).square().sum((1, 2))
-    # The clamp keeps the derivatives of the root finite (they are 0) where the residual is 0.
-    # `vector_norm` is a little faster, but its second derivative is NaN there.
-    return sse.clamp_min(1e-200).sqrt()
+    # The clamp keeps the derivatives of the root finite (they are 0) where the residual is 0: a
+    # floor whose power of -3/2 does not overflow, 1e-185 in float64. `vector_norm` is a little
+    # faster, but its second derivative is NaN there.
+    return sse.clamp_min(torch.finfo(sse.dtype).tiny ** 0.6).sqrt()
 
 
 def mse(pred: Tensor, y: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class Net(nn.Module):
         weights = self.expand(len(x)) if weights is None else weights
         if len(x) != len(weights["w_1"]):
             shapes = f"{tuple(x.shape)} and {tuple(weights['w_1'].shape)}"
-            raise ValueError(f"x and w_1 must have as many tasks, but their shapes are {shapes}")
+            raise ValueError(f"x and w_1 must have the same number of tasks, not {shapes}")
         h = torch.relu_(linear(x, weights["w_1"], weights["b_1"]))  # (tasks, N, 40)
         h = torch.relu_(linear(h, weights["w_2"], weights["b_2"]))  # (tasks, N, 40)
         return linear(h, weights["w_3"], weights["b_3"])  # (tasks, N, 1)
@@ -66,13 +67,17 @@ class Net(nn.Module):
     def forward(self, x: Tensor, y: Tensor, weights: Fast | None = None) -> tuple[Tensor, Tensor]:
         """The loss of each task, (tasks,), and the prediction at x; x and y are (tasks, N, 1).
 
-        Raises a `ValueError` if their shapes differ, where PyTorch might broadcast.
+        Raises a `ValueError` if their shapes differ, where PyTorch might broadcast, and for a loss
+        that is not one number for each task.
         """
         if x.shape != y.shape:
             shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
             raise ValueError(f"x and y must have the same shape, not {shapes}")
         pred = self.predict(x, weights)
-        return LOSSES[self.loss](pred, y), pred
+        loss = LOSSES[self.loss](pred, y)
+        if loss.shape != x.shape[:1]:
+            raise ValueError(f"the loss must have the shape (tasks,), not {tuple(loss.shape)}")
+        return loss, pred
 
 
 def layer(inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:

@@ -235,7 +235,7 @@ REFUSED = {
     "--inner_steps 40 --compile": "at most 30 inner steps, not 40",
     "--test": "no file weights/w(k=10).pt in this folder: ",
     "--test --weights x.pt": "no file x.pt in this folder: ",
-    SHORT: f"{CHECKPOINT} is of an unfinished run: add --resume, or delete it",
+    SHORT: f"{CHECKPOINT} belongs to an unfinished run: add --resume, or delete it",
     f"{SHORT} --resume --seed 1": "no checkpoint weights/checkpoint(k=10,epochs=12,seed=1).pt: ",
     "--test --weights folder": "'folder'",
     "--test --weights text.pt": "text.pt is not in the format",

@@ -122,7 +122,7 @@ def test_a_full_disk_is_said_with_the_first_checkpoint(program):
     assert contents() == {}
 
 
-NOT_REAL = ": {name} is not a dense tensor of real numbers"
+NOT_REAL = ": {name} is not a dense tensor of floating-point numbers"
 WRONG = {
     "another length": (lambda w: torch.cat([w, w]), ": {name} has the shape {shape}, not "),
     "another dimension": (lambda w: w.unsqueeze(0), ": {name} has the shape {shape}, not "),
@@ -197,6 +197,10 @@ def test_damage_is_found_down_to_a_single_bit(program, stopped):
         flipped = bytearray(content)
         flipped[content.index(tensor.numpy().tobytes())] ^= 1
         assert refusal(program, bytes(flipped)) == " is damaged"
+    folder = bytearray(content)
+    entry = content.index(b"PK\x01\x02")  # of the first part; this says that it is a folder
+    folder[entry + 38] ^= 0x10
+    assert refusal(program, bytes(folder)) == " is damaged"
     weights = Net().state_dict()
     content = saved(weights)
     for position in range(0, len(content), 50):

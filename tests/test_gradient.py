@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from data import Sinusoid, meta_batches
 from meta import CHUNK, MAX_COMPILED_STEPS, CompileError, Meta, _compiled
-from net import Net, layer, linear, rsse
+from net import LOSSES, Net, layer, linear, rsse
 
 SHAPES = {"w_1": (40, 1), "b_1": (40,), "w_2": (40, 40), "b_2": (40,), "w_3": (1, 40), "b_3": (1,)}
 
@@ -293,6 +293,25 @@ def test_assigned_weights_are_followed(graphs, compiled):
     assert_in_step(meta, expected, batch)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_loss_that_is_not_one_for_each_task_is_refused(monkeypatch, reduction):
+    """Its inner gradient would not be that of the task."""
+    loss = functools.partial(torch.nn.functional.l1_loss, reduction=reduction)
+    monkeypatch.setitem(LOSSES, "l1", loss)
+    meta, batch = make("l1")
+    with refused("the loss must have the shape (tasks,), not ("):
+        meta(*batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_residual_of_zero_spoils_no_weights(dtype):
+    """In any precision: the root has no derivative there."""
+    meta = Meta(Net().to(dtype))
+    x = torch.randn(1, 10, 1, dtype=dtype)
+    meta(x, meta.net.predict(x).detach(), x, torch.ones_like(x))
+    assert all(p.isfinite().all() for p in meta.net.parameters())
+
+
 def refused(words):
     return pytest.raises(ValueError, match=re.escape(words))
 
@@ -306,6 +325,9 @@ def test_a_setting_out_of_range_is_refused(value):
         Meta(inner_steps=-1)
     with refused("loss must be one of rsse, mse, not 'MSE'"):
         Net("MSE")
+    meta, _ = make()
+    with refused("net.b_1 has the shape (1,)"):
+        meta.restore({**meta.state(), "net.b_1": torch.ones(1)}, 1)
     net = Net()
     net.more = torch.nn.Linear(1, 1)
     with refused("the network has parameters that are not in its Param"):
