@@ -10,6 +10,7 @@ import io
 import math
 import os
 import pickle
+import signal
 import sys
 import time
 import uuid
@@ -22,21 +23,25 @@ from typing import Any
 if __name__ == "__main__":
     os.environ["MPLBACKEND"] = "agg"  # draws to files; a notebook's may not be installed here
 
-try:  # this takes seconds
-    import matplotlib.style
-    import numpy as np
-    import torch
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter, LogLocator
-    from torch import Tensor
-    from tqdm import tqdm
+    def stop(*_: object) -> None:
+        print("main.py: interrupted", file=sys.stderr)
+        os._exit(130)
 
-    from data import Batch, Sinusoid, meta_batches
-    from meta import CompileError, Meta, chunks
-    from net import LOSSES, Net
-except KeyboardInterrupt:
-    print("main.py: interrupted", file=sys.stderr)
-    sys.exit(130)
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is signal.default_int_handler:  # whose exception the imports may swallow
+        signal.signal(signal.SIGINT, stop)
+
+import matplotlib.style
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, LogLocator
+from torch import Tensor
+from tqdm import tqdm
+
+from data import Batch, Sinusoid, meta_batches
+from meta import CompileError, Meta, chunks
+from net import LOSSES, Net
 
 # Independent random streams, told apart by the first word of their seeds. Training tasks and the
 # drawn task follow --seed, as the initial weights do. All runs share validation and test tasks.
@@ -610,4 +615,5 @@ def write_picture(path: Path, figure: Figure) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupt)
     main()
