@@ -159,6 +159,7 @@ class Meta:
         self._compiled = True
 
     def _adam_step(self, *batch: Tensor) -> Tensor:
+        """The outer step, as it runs and as it is compiled."""
         loss, gradients = self.meta_gradient(*batch)
         params = list(self.net.Param.values())
         moments = list(self.exp_avg.values()), list(self.exp_avg_sq.values())
