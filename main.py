@@ -58,7 +58,16 @@ PRETRAINED = "pretrained on all tasks"  # the paper's baseline
 PICTURE = ["default", {"text.parse_math": False}]  # Matplotlib's style; a $ in a name is not math
 
 # The settings that, after K, name the files of a run where they are not the defaults.
-NAMING = "epochs batch_size inner_lr outer_lr seed loss inner_steps first_order".split()
+NAMING = (
+    "epochs",
+    "batch_size",
+    "inner_lr",
+    "outer_lr",
+    "seed",
+    "loss",
+    "inner_steps",
+    "first_order",
+)
 
 
 class InputError(Exception):
