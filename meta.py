@@ -15,7 +15,7 @@ from torch.optim.adam import adam
 from net import Fast, Net
 
 CHUNK = 100  # tasks that are computed at once: more leave the processor's caches
-MAX_COMPILED_STEPS = 30  # inner steps: with 40, the compiler exceeds Python's recursion limit
+MAX_COMPILED_STEPS = 30  # inner steps: with 34, the compiler exceeds Python's recursion limit
 NO_LIMIT = 10**6  # compilations in a process, for all learners and shapes
 ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
 
