@@ -13,6 +13,7 @@ from torch import Tensor
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # k_x, k_y, q_x, q_y
 Indices = Sequence[int] | np.ndarray  # of tasks
+Seed = int | Sequence[int]
 
 # The inputs of several iterations are drawn at once: 15 µs a meta-batch, instead of 90 one by one.
 BLOCK = 50  # iterations
@@ -29,21 +30,16 @@ class Sinusoid:
         k_shot: support points of a task, K.
         q_query: query points of a task, Q.
         num_tasks: number of tasks.
-        seed: an integer, or several that together name a stream, as in `numpy.random.default_rng`.
+        seed: an integer, or several that together name a stream, as for `np.random.default_rng`.
 
-    Raises a `ValueError` if there is no support point or no task.
+    Raises a `ValueError` if there is no support point.
     """
 
     def __init__(
-        self,
-        k_shot: int,
-        q_query: int = 15,
-        num_tasks: int = 10**6,
-        seed: int | Sequence[int] = 0,
+        self, k_shot: int, q_query: int = 15, num_tasks: int = 10**6, seed: Seed = 0
     ) -> None:
-        for name, number in (("k_shot", k_shot), ("num_tasks", num_tasks)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
+        if k_shot < 1:
+            raise ValueError(f"k_shot must be at least 1, not {k_shot}")
         self.k_shot, self.q_query, self.seed = k_shot, q_query, seed
         self.rng = np.random.default_rng(seed)
         self.amplitude = self.rng.uniform(0.1, 5.0, (num_tasks, 1, 1))
@@ -81,16 +77,13 @@ def meta_batches(
     A meta-batch depends on the seed of `tasks` and on the number of its iteration alone. The tasks
     are i.i.d., so their own order is as good as a shuffled one. After the last comes the first.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     size = batch_size * (tasks.k_shot + tasks.q_query)  # points of an iteration
     length = min(BLOCK, max(1, BLOCK_POINTS // size))  # iterations of a block
     for block in itertools.count(start // length):
         # NumPy treats the seeds (1, 0) and (1, 0, 0) as equal; a spawn key names its own stream.
         rng = np.random.default_rng(np.random.SeedSequence(tasks.seed, spawn_key=(block,)))
         indices = (np.arange(length * batch_size) + block * length * batch_size) % len(tasks)
-        points = (tensor.to(device) for tensor in tasks.batch(indices, rng))
-        points = (tensor.unflatten(0, (length, batch_size)).unbind() for tensor in points)
-        for iteration, batch in enumerate(zip(*points, strict=True), start=block * length):
-            if iteration >= start:
-                yield batch
+        points = [tensor.to(device) for tensor in tasks.batch(indices, rng)]
+        stacks = [tensor.unflatten(0, (length, batch_size)) for tensor in points]
+        batches = zip(*stacks, strict=True)
+        yield from itertools.islice(batches, max(0, start - block * length), None)

@@ -9,7 +9,6 @@ import argparse
 import io
 import math
 import os
-import pickle
 import signal
 import sys
 import time
@@ -18,18 +17,10 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     os.environ["MPLBACKEND"] = "agg"  # draws to files; a notebook's may not be installed here
-
-    def stop(*_: object) -> None:
-        print("main.py: interrupted", file=sys.stderr)
-        os._exit(130)
-
-    interrupt = signal.getsignal(signal.SIGINT)
-    if interrupt is signal.default_int_handler:  # whose exception the imports may swallow
-        signal.signal(signal.SIGINT, stop)
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # else Ctrl-C prints a traceback here
 
 import matplotlib.style
 import numpy as np
@@ -40,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import Batch, Sinusoid, meta_batches
-from meta import CompileError, Meta, chunks
+from meta import MAX_COMPILED, CompileError, Meta, chunks
 from net import LOSSES, Net
 
 # Independent random streams, told apart by the first word of their seeds. Training tasks and the
@@ -53,21 +44,12 @@ CHECKPOINT_EVERY = 5  # seconds: about the most that a stopped run loses
 MAX_STEPS = 10  # gradient steps in the evaluation
 GRID = torch.from_numpy(np.linspace(-5.0, 5.0, 50)[:, None])  # (50, 1), the scored inputs
 CAP = 100.0  # a larger MSE counts as this, so that the mean is finite; predicting 0 gives below 14
-REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what float64 has exactly
 PRETRAINED = "pretrained on all tasks"  # the paper's baseline
-PICTURE = ["default", {"text.parse_math": False}]  # Matplotlib's style; a $ in a name is not math
+STYLE = ["default", {"text.parse_math": False}]  # of pictures; a $ in a name is not math
 
 # The settings that, after K, name the files of a run where they are not the defaults.
-NAMING = (
-    "epochs",
-    "batch_size",
-    "inner_lr",
-    "outer_lr",
-    "seed",
-    "loss",
-    "inner_steps",
-    "first_order",
-)
+NAMING = ("epochs", "batch_size", "inner_lr", "outer_lr", "seed")
+NAMING += ("loss", "inner_steps", "first_order")
 
 
 class InputError(Exception):
@@ -79,8 +61,7 @@ class InputError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train or test. Exits with 2 where it can't do what it is asked, and with 130 after Ctrl-C."""
-    if sys.stderr is None:  # it is closed, as by `2>&-`
-        sys.stderr = io.StringIO()
+    sys.stderr = sys.stderr or io.StringIO()  # it is closed after `2>&-`
     if hasattr(sys.stdout, "reconfigure"):  # some terminals can't print √
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
     args = parse(argv)
@@ -118,7 +99,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("training settings, which name the files of a run")
 
-    def setting(flag: str, default: Any, help: str, **options: Any) -> None:
+    def setting(flag, default, help, **options):
         help += " (default: %(default)s)"
         group.add_argument(flag, default=default, help=help, **options)
 
@@ -150,10 +131,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--test_shots {args.test_shots} needs --test")
     if not args.test and args.weights:
         parser.error(f"--weights {args.weights} needs --test")
+    if args.compile and args.inner_steps > MAX_COMPILED:
+        parser.error(f"--compile takes up to {MAX_COMPILED} --inner_steps, not {args.inner_steps}")
     return args
 
 
-def whole(low: int, high: int) -> dict[str, Any]:
+def whole(low: int, high: int) -> dict:
     """What argparse needs to take a whole number from `low` to `high`."""
 
     def number(text: str) -> int:
@@ -185,8 +168,7 @@ def run_name(args: argparse.Namespace) -> str:
 
 def in_words(name: str) -> str:
     """A `run_name` as the title of a graph."""
-    words = name.replace(",", ", ").replace("_", " ").replace("=", " = ")
-    return words.replace("k =", "K =", 1)
+    return "K" + name[1:].replace(",", ", ").replace("_", " ").replace("=", " = ")
 
 
 def weights_file(args: argparse.Namespace) -> Path:
@@ -203,14 +185,13 @@ def train(args: argparse.Namespace, device: str) -> None:
     graph_file = Path("res", f"{graph}.png")
     checkpoint = Path("weights", f"checkpoint({name}).pt")
     advice = "try a smaller --inner_lr or --outer_lr, or fewer --inner_steps"
-    advice += f". If {checkpoint} exists, measure it with --test --weights, or delete it"
 
     torch.manual_seed(args.seed)
     net = Net(args.loss).to(device)  # line 1
     meta = Meta(net, args.inner_lr, args.outer_lr, args.inner_steps, args.first_order)
-    run = Run(meta, args.epochs)
+    run = Run(meta)
     if args.resume:
-        run.load(checkpoint)
+        run.load(checkpoint, args.epochs)
     elif checkpoint.exists():
         raise InputError(f"{checkpoint} belongs to an unfinished run: add --resume, or delete it")
     if args.compile:
@@ -251,9 +232,8 @@ def train(args: argparse.Namespace, device: str) -> None:
 class Run:
     """The state of a training run: its learner, its losses so far, and the best weights."""
 
-    def __init__(self, meta: Meta, epochs: int) -> None:
+    def __init__(self, meta: Meta) -> None:
         self.meta = meta
-        self.epochs = epochs
         self.losses: list[float] = []  # one for each iteration
         self.validation_losses: list[float] = []  # one for each VALIDATE_EVERY, and the last
         self.best: dict[str, Tensor] = {}  # empty until a validation loss is finite
@@ -282,77 +262,66 @@ class Run:
             "validation_losses": torch.tensor(self.validation_losses, dtype=torch.float64),
         }
 
-    def load(self, path: Path) -> None:
-        """Continue from a checkpoint, bit for bit. An `InputError` if it does not fit this run."""
-        if not path.exists():
-            raise InputError(f"no checkpoint {path}: leave out --resume to start a run")
+    def load(self, path: Path, epochs: int) -> None:
+        """Continue from a checkpoint, bit for bit. An `InputError` if it can't be used."""
         content = read(path)
-        self.losses = pick(path, content, "losses", [-1]).tolist()
-        self.validation_losses = pick(path, content, "validation_losses", [-1]).tolist()
-        done, validations = len(self.losses), len(self.validation_losses)
-        last = done == self.epochs and done % VALIDATE_EVERY > 0  # which is validated anyway
-        if done > self.epochs or validations != done // VALIDATE_EVERY + last:
-            lengths = f"{done} iterations and {validations} validations"
-            raise InputError(f"{path} does not fit this run: it has {lengths}")
-        if not all(loss > -math.inf for loss in self.losses + self.validation_losses):
-            raise InputError(f"{path}: a loss is not a number")
+        self.losses = pick(path, content, "losses").flatten().tolist()
+        self.validation_losses = pick(path, content, "validation_losses").flatten().tolist()
+        if len(self.losses) > epochs:
+            raise InputError(f"{path} has {len(self.losses)} iterations, not at most {epochs}")
         if self.lowest() < math.inf:
             self.best = pick_weights(path, content, self.meta.net)
         state = self.meta.state().items()
         state = {name: pick(path, content, name, tensor.shape) for name, tensor in state}
-        self.meta.restore(state, done)
+        self.meta.restore(state, len(self.losses))
 
 
 # Files --------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict:
     """What a file of `torch.save` holds, by name. No code in it is executed.
 
-    Raises an `OSError` if the file can't be read, and an `InputError` if it is of another format,
-    holds more than tensors by name, or is damaged, down to a single bit.
+    Raises an `InputError` if it is of another format, or damaged, down to a single bit.
     """
+    if not path.exists():
+        raise InputError(f"no file {path}: train first, without --resume or --test")
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if file.read(2) != b"PK":
             raise InputError(f"{path} is not in the format of torch.save since PyTorch 1.6")
         try:
-            # PyTorch ignores checksums, and can crash on a compressed part or a large pickle.
+            fault = "is damaged"
             archive = zipfile.ZipFile(file)
-            # Of a part that is said to be a folder, PyTorch reads nothing.
-            if archive.testzip() or any(part.external_attr & 0x10 for part in archive.infolist()):
+            parts = archive.infolist()
+            # PyTorch ignores checksums, and reads nothing of a part that is said to be a folder.
+            if archive.testzip() or any(part.external_attr & 0x10 for part in parts):
                 raise zipfile.BadZipFile
-            for part in archive.infolist():
-                if part.compress_type or "pkl" in part.filename.lower() and part.file_size > 1e4:
-                    raise pickle.UnpicklingError(part.filename)
-            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
-                raise pickle.UnpicklingError("an archive of something else")
+            fault = "is not a plain dictionary of a few tensors"
+            # It can crash on a compressed part or a large pickle.
+            compressed = any(part.compress_type for part in parts)
+            if compressed or any(p.file_size > 1e4 for p in parts if "pkl" in p.filename.lower()):
+                raise zipfile.BadZipFile
             file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            content = None
-        except Exception as error:  # a damaged file can make its reader raise almost anything
-            raise InputError(f"{path} is damaged") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a plain dictionary of a few tensors")
-    return content
+            return dict(torch.load(file, map_location="cpu", weights_only=True))
+        except Exception as error:  # such a file can make its reader raise almost anything
+            raise InputError(f"{path} {fault}") from error
 
 
-def pick(path: Path, content: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tensor:
-    """The tensor of this name and shape, [-1] for a list, as float64. An `InputError` if not."""
+def pick(path: Path, content: Mapping, name: str, shape: Sequence | None = None) -> Tensor:
+    """The tensor of this name, and of this shape if one is given, as float64."""
     tensor = content.get(name)
     if not isinstance(tensor, Tensor):
         raise InputError(f"{path} has no tensor {name}")
     is_dense = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
-    if not is_dense or tensor.dtype not in REAL:
+    if not is_dense or not tensor.is_floating_point():
         raise InputError(f"{path}: {name} is not a dense tensor of floating-point numbers")
-    shape = [tensor.numel()] if shape == [-1] else list(shape)
-    if list(tensor.shape) != shape:
-        raise InputError(f"{path}: {name} has the shape {list(tensor.shape)}, not {shape}")
-    return tensor.detach().to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    if shape is not None and tensor.shape != shape:
+        raise InputError(f"{path}: {name} has the shape {list(tensor.shape)}, not {list(shape)}")
+    return tensor.detach().double()
 
 
-def pick_weights(path: Path, content: Mapping[str, Any], net: Net) -> dict[str, Tensor]:
+def pick_weights(path: Path, content: Mapping, net: Net) -> dict[str, Tensor]:
     """The weights of the network by name, which have to be finite."""
     weights = {name: pick(path, content, name, p.shape) for name, p in net.Param.items()}
     for name, w in weights.items():
@@ -384,8 +353,7 @@ def write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
     except OSError as error:
         raise OSError(f"{path} can't be written: {error.strerror}") from error
     finally:
-        if os.path.exists(temporary):  # to unlink a name that is too long raises
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 # Evaluation ---------------------------------------------------------------------------------------
@@ -399,14 +367,12 @@ def test(args: argparse.Namespace, device: str) -> None:
     shots = args.test_shots or args.k_shot
     drawn = Sinusoid(shots, 0, num_tasks=1, seed=(DRAWN, args.seed))
     k_x, k_y, _, _ = drawn.batch([0])
-    y = drawn.target([0], GRID)  # (1, 50, 1)
-    test_points = points_of_test_tasks(shots)
-
+    y = drawn.target([0], GRID)[0]  # (50, 1)
     curves, scores = {}, {}
     for label, meta in learners.items():
         curves[label] = predictions(meta, k_x, k_y)[:, 0]  # (11, 50, 1)
         norms = (curves[label] - y).norm(dim=(1, 2))  # (11,)
-        scores[label] = summarize(evaluate(meta, *test_points))
+        scores[label] = summarize(evaluate(meta, shots))
         tasks = f"a drawn task and {TEST_TASKS} test tasks with K = {shots}"
         print(f"\n{label}, {files[label]}, on {tasks}:")
         print(f"| pre loss: {norms[0]:.3f} | post loss: {norms[1]:.3f} |")
@@ -414,7 +380,7 @@ def test(args: argparse.Namespace, device: str) -> None:
 
     name, title = picture_name(args)
     graph_file, steps_file = Path("res", f"graph({name}).png"), Path("res", f"steps({name}).png")
-    draw_graph(graph_file, title, (k_x[0], k_y[0]), y[0], curves)
+    draw_graph(graph_file, title, (k_x[0], k_y[0]), y, curves)
     draw_steps(steps_file, title, scores)
     print(f"\ngraphs: {graph_file}, {steps_file}")
 
@@ -422,17 +388,12 @@ def test(args: argparse.Namespace, device: str) -> None:
 def files_to_measure(args: argparse.Namespace) -> dict[str, Path]:
     """By label: the weights that are asked for, and the pretrained baseline if it is there."""
     file = args.weights or weights_file(args)
-    if not file.exists():
-        raise InputError(f"no file {file} in this folder: train first, or pass --weights")
     if args.weights:  # quotes tell it from the other labels, escapes suit any font
         label = ascii(file.name)
     elif args.inner_steps == 0:
         label = PRETRAINED
     else:
         label = "FOMAML" if args.first_order else "MAML"
-    if file.parent == Path("weights") and file.name.startswith("original("):
-        label = "the original's weights"
-
     files = {label: file}
     pretraining = argparse.Namespace(**{**vars(args), "inner_steps": 0, "first_order": False})
     baseline = weights_file(pretraining)
@@ -461,13 +422,6 @@ def picture_name(args: argparse.Namespace) -> tuple[str, str]:
     return name, title
 
 
-def points_of_test_tasks(shots: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The test tasks: k_x and k_y, (TEST_TASKS, K, 1), and y on GRID, (TEST_TASKS, 50, 1)."""
-    tasks = Sinusoid(shots, 0, num_tasks=TEST_TASKS, seed=(TEST,))
-    k_x, k_y, _, _ = tasks.batch(range(TEST_TASKS))
-    return k_x, k_y, tasks.target(range(TEST_TASKS), GRID)
-
-
 @torch.no_grad()
 def predictions(meta: Meta, k_x: Tensor, k_y: Tensor) -> Tensor:
     """The predictions on GRID after 0 to MAX_STEPS steps: (MAX_STEPS + 1, tasks, 50, 1)."""
@@ -478,19 +432,15 @@ def predictions(meta: Meta, k_x: Tensor, k_y: Tensor) -> Tensor:
     return torch.stack([prediction.cpu() for prediction in steps])
 
 
-def evaluate(meta: Meta, k_x: Tensor, k_y: Tensor, y: Tensor) -> Tensor:
-    """The summed squared error over GRID of every task: (MAX_STEPS + 1, tasks).
-
-    Args:
-        k_x, k_y: support points, (tasks, K, 1).
-        y: targets on GRID, (tasks, 50, 1).
-    """
+def evaluate(meta: Meta, shots: int) -> Tensor:
+    """The summed squared errors over GRID of the test tasks: (MAX_STEPS + 1, TEST_TASKS)."""
+    tasks = Sinusoid(shots, 0, num_tasks=TEST_TASKS, seed=(TEST,))
+    k_x, k_y, _, _ = tasks.batch(range(TEST_TASKS))
+    y = tasks.target(range(TEST_TASKS), GRID)  # (TEST_TASKS, 50, 1)
     sse = []
-    with tqdm(total=len(k_x), unit="task", leave=False) as bar:
-        for chunk_x, chunk_y, target in chunks(k_x, k_y, y):
-            errors = predictions(meta, chunk_x, chunk_y) - target
-            sse.append(errors.square().sum((2, 3)))
-            bar.update(len(target))
+    for chunk in tqdm(list(chunks(k_x, k_y, y)), unit="chunk", leave=False):
+        errors = predictions(meta, *chunk[:2]) - chunk[2]
+        sse.append(errors.square().sum((2, 3)))
     return torch.cat(sse, dim=1)
 
 
@@ -529,7 +479,7 @@ def table(scores: Mapping[str, Tensor]) -> str:
 # Graphs -------------------------------------------------------------------------------------------
 
 
-@matplotlib.style.context(PICTURE)
+@matplotlib.style.context(STYLE)
 def draw_losses(path: Path, args: argparse.Namespace, run: Run) -> None:
     """Loss against iterations: every meta-batch, their moving average, and the validation tasks."""
     count = len(run.losses)
@@ -559,34 +509,26 @@ def draw_losses(path: Path, args: argparse.Namespace, run: Run) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper right").get_lines()[0].set(linewidth=6)
     axes.grid(which="both", alpha=0.3)
-    write_picture(path, axes.figure)
+    write(path, axes.figure.savefig)
 
 
-@matplotlib.style.context(PICTURE)
-def draw_graph(
-    path: Path,
-    title: str,
-    points: tuple[Tensor, Tensor],
-    truth: Tensor,
-    curves: Mapping[str, Tensor],
-) -> None:
+@matplotlib.style.context(STYLE)
+def draw_graph(path: Path, title: str, points: Sequence, y: Tensor, curves: Mapping) -> None:
     """The drawn task before and after adaptation, by every learner (the paper's Figure 2).
 
-    Args:
-        points: support points, (K, 1) and (K, 1).
-        truth: the task on GRID, (50, 1).
-        curves: by label, predictions after 0 to MAX_STEPS steps, (MAX_STEPS + 1, 50, 1).
+    The support points are k_x and k_y, (K, 1), and y, (50, 1), is the task on GRID. The curves are
+    predictions after 0 to MAX_STEPS steps, by label, (MAX_STEPS + 1, 50, 1).
     """
     figure = Figure(figsize=(3.2 + 3.2 * len(curves), 4.8), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize="medium")
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, (label, pred) in zip(panels, curves.items(), strict=True):
-        axes.plot(GRID, truth, "k", alpha=0.4, linewidth=4, label="Ground Truth")
+        axes.plot(GRID, y, "k", alpha=0.4, linewidth=4, label="Ground Truth")
         axes.plot(GRID, pred[0], color="#E69F00", linestyle=":", linewidth=2, label="Pre Update")
         axes.plot(GRID, pred[1], color="#0072B2", linewidth=2, label="One Grad Step")
         axes.plot(GRID, pred[-1], color="#CC79A7", linestyle="--", label=f"{MAX_STEPS} Grad Steps")
         axes.plot(*points, "k^", label=f"K = {len(points[0])} Support Points")
-        pre, post, last = (pred - truth).norm(dim=(1, 2))[[0, 1, MAX_STEPS]]
+        pre, post, last = (pred - y).norm(dim=(1, 2))[[0, 1, MAX_STEPS]]
         errors = f"{pre:.2f} → {post:.2f} → {last:.2f}"
         steps = f"√SSE after 0 → 1 → {MAX_STEPS} steps: {errors}"
         axes.set_title(f"{label}\n{steps}", fontsize="medium")
@@ -595,10 +537,10 @@ def draw_graph(
         if axes is panels[0]:  # the first sets the frame, which other curves may leave
             axes.set(ylabel="y", ylim=axes.get_ylim())
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    write_picture(path, figure)
+    write(path, figure.savefig)
 
 
-@matplotlib.style.context(PICTURE)
+@matplotlib.style.context(STYLE)
 def draw_steps(path: Path, title: str, scores: Mapping[str, Mapping[str, Tensor]]) -> None:
     """MSE on the test tasks against the number of gradient steps (the paper's Figure 3)."""
     axes = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained").subplots()
@@ -615,11 +557,7 @@ def draw_steps(path: Path, title: str, scores: Mapping[str, Mapping[str, Tensor]
     axes.set(xlabel="gradient steps", ylabel=ylabel, xticks=steps, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.figure.legend(loc="outside lower center", ncols=2)
-    write_picture(path, axes.figure)
-
-
-def write_picture(path: Path, figure: Figure) -> None:
-    write(path, lambda file: figure.savefig(file, format="png"))
+    write(path, axes.figure.savefig)
 
 
 if __name__ == "__main__":

@@ -57,9 +57,9 @@ class Net(nn.Module):
         Raises a `ValueError` if they are those of another number of tasks.
         """
         weights = self.expand(len(x)) if weights is None else weights
-        if len(x) != len(weights["w_1"]):
-            shapes = f"{tuple(x.shape)} and {tuple(weights['w_1'].shape)}"
-            raise ValueError(f"x and w_1 must have the same number of tasks, not {shapes}")
+        w_1 = weights["w_1"]
+        if len(x) != len(w_1):
+            raise ValueError(f"not the same number of tasks: {tuple(x.shape)}, {tuple(w_1.shape)}")
         h = torch.relu_(linear(x, weights["w_1"], weights["b_1"]))  # (tasks, N, 40)
         h = torch.relu_(linear(h, weights["w_2"], weights["b_2"]))  # (tasks, N, 40)
         return linear(h, weights["w_3"], weights["b_3"])  # (tasks, N, 1)
@@ -71,8 +71,7 @@ class Net(nn.Module):
         that is not one number for each task.
         """
         if x.shape != y.shape:
-            shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-            raise ValueError(f"x and y must have the same shape, not {shapes}")
+            raise ValueError(f"x and y differ in shape: {tuple(x.shape)} and {tuple(y.shape)}")
         pred = self.predict(x, weights)
         loss = LOSSES[self.loss](pred, y)
         if loss.shape != x.shape[:1]:

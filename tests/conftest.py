@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import main
-from meta import Meta
+from data import meta_batches
 from net import Net
 
 ROOT = Path(main.__file__).parent
-
 os.environ.pop("OMP_NUM_THREADS", None)  # so that the program takes one thread, in any process
 torch.set_num_threads(1)
 
@@ -30,8 +29,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a
 
 def pytest_configure(config):
     # Of PyTorch's own, at the first use of its compiler.
-    warning = "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
-    config.addinivalue_line("filterwarnings", warning)
+    config.addinivalue_line("filterwarnings", "ignore:.torch.jit.script_method:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -55,60 +53,50 @@ class Output(NamedTuple):
 
 
 @pytest.fixture
-def program(tmp_path, monkeypatch, capsys) -> Callable[..., Output]:
+def program(tmp_path, monkeypatch, capsys):
     """The command line in this process and in a folder of its own: `program("--epochs 12")`.
 
-    There is a validation after every 5 iterations, so that 12 of them make a whole run, and a
-    checkpoint after every one. With `interrupt_at=7`, Ctrl-C comes in iteration 7 of the call: the
-    checkpoint is that of 6. It runs on the CPU, because a GPU rounds otherwise.
+    There is a validation every 5 iterations, and a checkpoint after each. With `interrupt_at=7`,
+    Ctrl-C comes in iteration 7 of the call. It runs on the CPU: a GPU rounds otherwise.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["main.py"])
-    monkeypatch.setattr(main, "VALIDATE_EVERY", 5)
-    monkeypatch.setattr(main, "VALIDATION_TASKS", 20)
-    monkeypatch.setattr(main, "TEST_TASKS", 50)
-    monkeypatch.setattr(main, "CHECKPOINT_EVERY", -1)
+    small = {"VALIDATION_TASKS": 20, "VALIDATE_EVERY": 5, "TEST_TASKS": 50, "CHECKPOINT_EVERY": -1}
+    for name, value in small.items():
+        monkeypatch.setattr(main, name, value)
 
-    def call(*words: str, interrupt_at: int | None = None) -> Output:
-        count, step = itertools.count(1), Meta.__call__
-
-        def interrupted_step(meta, *batch):
-            if next(count) == interrupt_at:
-                raise KeyboardInterrupt
-            return step(meta, *batch)
+    def call(words: str, interrupt_at: int = 10**9) -> Output:
+        def batches(*settings):
+            yield from itertools.islice(meta_batches(*settings), interrupt_at - 1)
+            raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(Meta, "__call__", interrupted_step)
-            try:
-                main.main(shlex.split(words[0]) if len(words) == 1 else words)
-                code = 0
-            except SystemExit as end:
-                code = end.code
-        captured = capsys.readouterr()
-        return Output(code, captured.out.splitlines(), captured.err.splitlines())
+            patch.setattr(main, "meta_batches", batches)
+            with pytest.raises(SystemExit) as end:
+                sys.exit(main.main(shlex.split(words)))
+        out, err = capsys.readouterr()
+        return Output(end.value.code or 0, out.splitlines(), err.splitlines())
 
     return call
 
 
-def start(folder: Path, *arguments: str, command: tuple[str, ...] = (), **options):
-    """`python3 main.py` with these arguments in a process of its own, left running in `folder`.
-
-    It takes two seconds to start: most tests call the program in their own process.
-    """
-    command = command or (sys.executable, str(ROOT / "main.py"))
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    return subprocess.Popen([*command, *arguments], cwd=folder, **options)
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were drawn, in their order. Their files stay empty, to save time."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    return figures
 
 
-def run(folder: Path, *arguments: str, **options) -> Output:
-    """`python3 main.py` with these arguments in a process of its own, to its end."""
-    process = start(folder, *arguments, **options)
-    out, err = process.communicate()
-    return Output(process.returncode, out.splitlines(), err.splitlines())
+def run(folder, *arguments: str, command=(sys.executable, str(ROOT / "main.py")), **options):
+    """The output of `python3 main.py` in a process of its own, which takes seconds to start."""
+    options |= {"cwd": folder, "capture_output": True, "text": True}
+    process = subprocess.run([*command, *arguments], **options)
+    return Output(process.returncode, process.stdout.splitlines(), process.stderr.splitlines())
 
 
-def contents(folder: Path | str = ".") -> dict[str, bytes]:
+def contents(folder=".") -> dict[str, bytes]:
     """All files in a folder: their paths and what is in them."""
     files = (path for path in Path(folder).rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
@@ -130,8 +118,7 @@ def saved(content: object) -> bytes:
     return buffer.getvalue()
 
 
-def make_weights(path: Path | str, scale: float = 1.0) -> None:
+def make_weights(path: str, scale: float = 1.0) -> None:
     """A file of weights that nobody trained."""
     Path(path).parent.mkdir(exist_ok=True)
-    weights = {name: scale * w for name, w in Net().state_dict().items()}
-    Path(path).write_bytes(saved(weights))
+    torch.save({name: scale * w for name, w in Net().state_dict().items()}, path)

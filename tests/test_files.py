@@ -4,8 +4,6 @@ import contextlib
 import io
 import math
 import os
-import pickle
-import sys
 import zipfile
 from pathlib import Path
 from unittest.mock import Mock
@@ -13,17 +11,15 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, contents, leave_only, run, saved
+from conftest import contents, leave_only, run, saved
 from torch import Tensor
 
 import main
-from meta import Meta
 from net import Net
 
 SHORT, RESUME = "--epochs 12", "--epochs 12 --resume"
 WEIGHTS = "weights/w(k=10,epochs=12).pt"
 CHECKPOINT = "weights/checkpoint(k=10,epochs=12).pt"
-MEASURE = f"--test --weights '{CHECKPOINT}'"
 
 
 @pytest.fixture
@@ -35,10 +31,9 @@ def stopped(program):
 
 def refusal(program, content, words=RESUME):
     """What is said of a checkpoint with this content. It is refused, and no file is touched."""
-    files = {CHECKPOINT: content, WEIGHTS: b"weights of an earlier run"}
-    leave_only(files)
+    leave_only({CHECKPOINT: content})
     sentence = program(words).refusal
-    assert contents() == files
+    assert contents() == {CHECKPOINT: content}
     assert sentence.startswith(f"main.py: {CHECKPOINT}")
     return sentence.removeprefix(f"main.py: {CHECKPOINT}")
 
@@ -63,144 +58,80 @@ def test_files_are_dictionaries_of_plain_tensors(program, stopped):
         assert kind == (Tensor, torch.float64, "cpu", False)
 
 
-@pytest.mark.parametrize("result", [WEIGHTS, "res/loss_final(k=10,epochs=12).png"])
-@pytest.mark.parametrize("validate_every", [4, 5])  # 12 is a multiple, or is validated anyway
-def test_a_result_that_cannot_be_written(program, monkeypatch, result, validate_every):
-    """A result that can't be written costs one line, and no iteration is repeated for it."""
-    monkeypatch.setattr(main, "write_picture", lambda path, _: main.write(path, lambda file: None))
-    monkeypatch.setattr(main, "VALIDATE_EVERY", validate_every)
-    assert program(SHORT).code == 0
-    whole = contents()
-    leave_only({result: None})  # a folder, which no file can replace
-    output = program(SHORT)
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_all_as_it_was(program, stopped, monkeypatch, call):
+    """A full disk is said with the first checkpoint."""
+    before, full_disk = contents(), Mock(side_effect=OSError(28, "No space"))
+    monkeypatch.setattr(os, call, full_disk)
+    output = program(RESUME)
+    full_disk.assert_called_once()
     assert output.code == 2
-    assert output.err[-1].startswith(f"main.py: {result} can't be written: ")
-    os.rmdir(result)
-    monkeypatch.setattr(Meta, "query_loss", None)  # an iteration or a validation would call it
-    assert program(RESUME).code == 0
-    assert contents() == whole
-
-
-@pytest.mark.parametrize("failing", ["torch.save", "os.fsync", "os.replace"])
-@pytest.mark.parametrize("error", [OSError(28, "No space"), ValueError(), KeyboardInterrupt()])
-def test_a_write_that_fails_leaves_all_as_it_was(tmp_path, monkeypatch, failing, error):
-    (tmp_path / "file").write_bytes(b"old")
-    monkeypatch.setattr(failing, Mock(side_effect=error))
-    with pytest.raises(type(error)):
-        main.save(tmp_path / "file", {"new": torch.ones(1)})
-    assert contents(tmp_path) == {"file": b"old"}
+    assert output.err[-1] == f"main.py: {CHECKPOINT} can't be written: No space"
+    assert contents() == before
 
 
 def test_a_file_is_synced_before_it_is_moved(tmp_path, monkeypatch):
-    """It is on the disk before it is moved, and no two writers share one."""
-    path, synced, replace = tmp_path / "file", [], os.replace
-
-    def noted_replace(source, target):
-        assert synced[-1] == os.stat(source).st_size
-        if len(synced) == 1:  # a second writer begins and ends while the first moves its file
-            main.write(path, lambda file: file.write(b"second"))
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
-    monkeypatch.setattr(os, "replace", noted_replace)
-    main.write(path, lambda file: file.write(b"first"))
-    assert synced == [5, 6]
-    assert contents(tmp_path) == {"file": b"first"}
+    """It is whole on the disk before it is moved, and no two writers share one."""
+    noted = []
+    monkeypatch.setattr(os, "fsync", lambda number: noted.append(os.fstat(number).st_size))
+    monkeypatch.setattr(os, "replace", lambda source, target: noted.append(source))
+    for _ in range(2):
+        main.write(tmp_path / "file", lambda file: file.write(b"whole"))
+    size, first, _, second = noted
+    assert size == len(b"whole")
+    assert first != second
 
 
-def test_a_full_disk_is_said_with_the_first_checkpoint(program):
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # bytes of a file
-    try:
-        output = program("--epochs 1000000")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    checkpoint = "weights/checkpoint(k=10,epochs=1000000).pt"
-    assert output.code == 2
-    assert output.err[-1] == f"main.py: {checkpoint} can't be written: File too large"
-    assert contents() == {}
+NOT_REAL = "is not a dense tensor of floating-point numbers"
 
 
-NOT_REAL = ": {name} is not a dense tensor of floating-point numbers"
-WRONG = {
-    "another length": (lambda w: torch.cat([w, w]), ": {name} has the shape {shape}, not "),
-    "another dimension": (lambda w: w.unsqueeze(0), ": {name} has the shape {shape}, not "),
-    "a scalar": (lambda w: w.flatten()[0], ": {name} has the shape [], not "),
-    "integers": (Tensor.long, NOT_REAL),
-    "sparse": (Tensor.to_sparse, NOT_REAL),
-    "without data": (lambda w: w.to("meta"), NOT_REAL),
-    "no tensor": (lambda w: 1.0, " has no tensor {name}"),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG)
-def test_a_tensor_that_does_not_fit_is_named(program, stopped, kind):
-    change, sentence = WRONG[kind]
-    for name, tensor in stopped.items():
-        changed = change(tensor)
-        expected = sentence.format(name=name, shape=list(getattr(changed, "shape", [])))
-        if kind == "another length" and name.endswith("losses"):
-            expected = " does not fit this run: it has "
-        content = saved({**stopped, name: changed})
-        assert refusal(program, content).startswith(expected)
-        if name in Net().Param:
-            assert refusal(program, content, MEASURE).startswith(expected)
-
-
-@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_only_the_six_weights_have_to_be_finite(program, stopped, number):
-    """Whatever else is not finite is taken as it is, but for losses that no run can have."""
-    for name, tensor in stopped.items():
-        changed = tensor.where(tensor != tensor.flatten()[-1], number)
-        content = saved({**stopped, name: changed})
-        if name in Net().Param:
-            assert refusal(program, content) == f": {name} is not finite"
-        elif name.endswith("losses") and number != math.inf:
-            assert refusal(program, content) == ": a loss is not a number"
-        else:
-            leave_only({CHECKPOINT: content})
-            resumed = main.Run(Meta(), 12)
-            resumed.load(Path(CHECKPOINT))
-            restored = resumed.state()[name]
-            torch.testing.assert_close(restored, changed, rtol=0, atol=0, equal_nan=True)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("w_1", lambda w: w.unsqueeze(0), ": w_1 has the shape [1, 40, 1], not [40, 1]"),
+        ("w_2", lambda w: w.where(w > 0, math.nan), ": w_2 is not finite"),
+        ("b_2", lambda w: w.where(w > 0, math.inf), ": b_2 is not finite"),
+        ("w_3", Tensor.to_sparse, f": w_3 {NOT_REAL}"),
+        ("b_3", lambda w: torch.nested.nested_tensor([w]), f": b_3 {NOT_REAL}"),
+        ("net.b_2", Tensor.long, f": net.b_2 {NOT_REAL}"),
+        ("exp_avg.w_3", Tensor.t, ": exp_avg.w_3 has the shape [40, 1], not [1, 40]"),
+        ("exp_avg_sq.b_3", lambda w: w[0], ": exp_avg_sq.b_3 has the shape [], not [1]"),
+        ("losses", lambda w: w.to("meta"), f": losses {NOT_REAL}"),
+        ("losses", lambda w: torch.ones(1, 13), " has 13 iterations, not at most 12"),
+        ("validation_losses", lambda w: 1.0, " has no tensor validation_losses"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(program, stopped, name, change, sentence):
+    content = saved({**stopped, name: change(stopped[name])})
+    assert refusal(program, content) == sentence
+    if name in Net().Param:
+        assert refusal(program, content, f"--test --weights '{CHECKPOINT}'") == sentence
 
 
 def test_another_file_is_refused_for_what_it_is(program, stopped):
     """The sentence says what is wrong. Only a file that is damaged is called so."""
-    old = io.BytesIO()
+    old, arrays = io.BytesIO(), io.BytesIO()
     torch.save(stopped, old, _use_new_zipfile_serialization=False)
-    for content in (b"", b"text\n", saved(stopped)[100:], old.getvalue()):
-        sentence = refusal(program, content)
-        assert sentence == " is not in the format of torch.save since PyTorch 1.6"
-    arrays = io.BytesIO()
     np.savez(arrays, w_1=np.zeros((40, 1)))
+    for content in (b"", b"text\n", old.getvalue()):
+        assert refusal(program, content) == " is not in the format of torch.save since PyTorch 1.6"
     many = {str(number): torch.zeros(1) for number in range(300)}
-    others = [saved(content) for content in ([1, 2], stopped["w_1"], Net(), many)]
-    for content in (*others, arrays.getvalue()):
-        sentence = refusal(program, content)
-        assert sentence == " is not a plain dictionary of a few tensors"
-    for content in (Net().state_dict(), {"net": stopped}):
-        assert refusal(program, saved(content)) == " has no tensor losses"
-    for done, validated in ((7, 0), (7, 2), (12, 0), (12, 2), (13, 2), (13, 3)):
-        lists = {"losses": torch.ones(done), "validation_losses": torch.ones(validated)}
-        lengths = f"{done} iterations and {validated} validations"
-        sentence = refusal(program, saved({**stopped, **lists}))
-        assert sentence == f" does not fit this run: it has {lengths}"
+    for content in (arrays.getvalue(), saved([1, 2]), saved(Net()), saved(many)):
+        assert refusal(program, content) == " is not a plain dictionary of a few tensors"
+    assert refusal(program, saved(Net().state_dict())) == " has no tensor losses"
+    scalars = {"losses": torch.ones(()), "validation_losses": torch.ones(())}
+    assert refusal(program, saved(scalars)) == " has no tensor w_1"
 
 
 def test_damage_is_found_down_to_a_single_bit(program, stopped):
     """A changed bit in a number is refused; one elsewhere is refused or makes no difference."""
     content = saved(stopped)
-    assert refusal(program, content[:-100]) == " is damaged"
-    for tensor in stopped.values():
-        flipped = bytearray(content)
-        flipped[content.index(tensor.numpy().tobytes())] ^= 1
-        assert refusal(program, bytes(flipped)) == " is damaged"
-    folder = bytearray(content)
-    entry = content.index(b"PK\x01\x02")  # of the first part; this says that it is a folder
-    folder[entry + 38] ^= 0x10
-    assert refusal(program, bytes(folder)) == " is damaged"
+    number, folder = bytearray(content), bytearray(content)
+    number[content.index(stopped["net.w_2"].numpy().tobytes())] ^= 1
+    folder[content.index(b"PK\x01\x02") + 38] ^= 0x10  # the first part is said to be a folder
+    for damaged in (content[:-100], number, folder):
+        assert refusal(program, bytes(damaged)) == " is damaged"
     weights = Net().state_dict()
     content = saved(weights)
     for position in range(0, len(content), 50):
@@ -215,14 +146,12 @@ def test_code_in_a_file_is_not_executed(program, stopped):
         def __reduce__(self):
             return os.mkdir, ("made by code",)
 
-    for content in (saved({**stopped, "w_1": Code()}), pickle.dumps(Code())):
-        refusal(program, content)
-        refusal(program, content, MEASURE)
+    refusal(program, saved({**stopped, "w_1": Code()}))
     assert not os.path.exists("made by code")
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_no_file_crashes_the_program(program, stopped, tmp_path):
+def test_no_file_crashes_the_program(stopped, tmp_path):
     """Nor does any file make it say more than a line."""
     torch.save({**stopped, "w_2": stopped["w_2"].to_sparse_csr()}, "warning.pt")
     with zipfile.ZipFile("nested.pt", "w") as nested:  # tuples in tuples, for a key
@@ -231,34 +160,29 @@ def test_no_file_crashes_the_program(program, stopped, tmp_path):
     with zipfile.ZipFile(CHECKPOINT) as sound, zipfile.ZipFile("packed.pt", "w", 8) as packed:
         for name in sound.namelist():
             packed.writestr(name, sound.read(name))
-    code = "import contextlib, main, sys\nfor file in sys.argv[1:]:\n"
-    code += " with contextlib.suppress(SystemExit): main.main(['--test', '--weights', file])"
-    command = (sys.executable, "-c", code, "nested.pt", "packed.pt", "warning.pt")
-    child = run(tmp_path, command=command, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert child.code == 0
-    refused = [line.removeprefix("main.py: ").split(".pt")[0] for line in child.err]
-    assert refused == ["nested", "packed", "warning"]
+    for file in ("warning.pt", "nested.pt", "packed.pt"):
+        output = run(tmp_path, "--test", "--weights", file)
+        assert output.refusal.startswith(f"main.py: {file}")
 
 
-CONVERSIONS = (
-    Tensor.half,
-    Tensor.bfloat16,
-    Tensor.float,
-    torch.nn.Parameter,
-    lambda w: w.t().contiguous().t(),
-    lambda w: w[:1].expand_as(w),  # the first row for all
-)
+CONVERSIONS = {
+    "half": Tensor.half,
+    "bfloat16": Tensor.bfloat16,
+    "float": Tensor.float,
+    "parameter": torch.nn.Parameter,
+    "transposed": lambda w: w.t().contiguous().t(),
+    "expanded": lambda w: w[:1].expand_as(w),  # the first row for all
+}
 
 
-@pytest.mark.parametrize("tag", ["cpu", "cuda:7", "mps"])
-def test_what_can_be_converted_is_loaded_exactly(tmp_path, monkeypatch, tag):
+@pytest.mark.parametrize("kind", CONVERSIONS)
+def test_what_can_be_converted_is_loaded_exactly(tmp_path, monkeypatch, kind):
     """Weights of any precision, layout and device are loaded, whatever is beside them."""
     monkeypatch.chdir(tmp_path)
     # The file of a GPU differs from a CPU's in the device tag of its tensors alone.
-    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: tag)
-    for change in CONVERSIONS:
-        weights = {name: change(w) for name, w in Net().state_dict().items()}
-        content = saved({**weights, "w_4": 1, 5: "five"})
-        assert tag.encode() in content
-        expected = {name: w.detach().double() for name, w in weights.items()}
-        torch.testing.assert_close(loaded(content), expected, rtol=0, atol=0)
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+    weights = {name: CONVERSIONS[kind](w) for name, w in Net().state_dict().items()}
+    content = saved({**weights, "w_4": 1, 5: "five"})
+    assert b"cuda:7" in content
+    expected = {name: w.detach().double() for name, w in weights.items()}
+    torch.testing.assert_close(loaded(content), expected, rtol=0, atol=0)
