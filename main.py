@@ -309,7 +309,7 @@ def read(path: Path) -> dict:
 
 
 def pick(path: Path, content: Mapping, name: str, shape: Sequence | None = None) -> Tensor:
-    """The tensor of this name, and of this shape if one is given, as float64."""
+    """The tensor of this name, and of this shape if one is given."""
     tensor = content.get(name)
     if not isinstance(tensor, Tensor):
         raise InputError(f"{path} has no tensor {name}")
@@ -318,7 +318,7 @@ def pick(path: Path, content: Mapping, name: str, shape: Sequence | None = None)
         raise InputError(f"{path}: {name} is not a dense tensor of floating-point numbers")
     if shape is not None and tensor.shape != shape:
         raise InputError(f"{path}: {name} has the shape {list(tensor.shape)}, not {list(shape)}")
-    return tensor.detach().double()
+    return tensor.detach()
 
 
 def pick_weights(path: Path, content: Mapping, net: Net) -> dict[str, Tensor]:

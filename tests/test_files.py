@@ -18,7 +18,6 @@ import main
 from net import Net
 
 SHORT, RESUME = "--epochs 12", "--epochs 12 --resume"
-WEIGHTS = "weights/w(k=10,epochs=12).pt"
 CHECKPOINT = "weights/checkpoint(k=10,epochs=12).pt"
 
 
@@ -47,7 +46,7 @@ def loaded(content):
 def test_files_are_dictionaries_of_plain_tensors(program, stopped):
     """All hold six weights. A checkpoint also has those of now, Adam's moments, and the losses."""
     assert program(RESUME).code == 0
-    weights = torch.load(WEIGHTS)
+    weights = torch.load("weights/w(k=10,epochs=12).pt")
     Net().load_state_dict(weights)
     expected = {"losses", "validation_losses", *weights}
     for part in ("net", "exp_avg", "exp_avg_sq"):

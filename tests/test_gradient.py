@@ -227,10 +227,12 @@ def test_what_cannot_be_trained_is_refused():
 
 def test_a_loss_that_is_not_one_for_each_task_is_refused(monkeypatch):
     """Its inner gradient would not be that of the task."""
-    monkeypatch.setitem(LOSSES, "l1", torch.nn.functional.l1_loss)  # a mean over all tasks
-    meta, batch = make("l1")
-    with refused("the loss must have the shape (tasks,), not ()"):
-        meta(*batch)
+    for reduction in ("mean", "none"):
+        loss = functools.partial(torch.nn.functional.l1_loss, reduction=reduction)
+        monkeypatch.setitem(LOSSES, "l1", loss)
+        meta, batch = make("l1")
+        with refused("the loss must have the shape (tasks,), not ("):
+            meta(*batch)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
