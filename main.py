@@ -6,6 +6,7 @@ python3 main.py --test    measures the trained weights on 10,000 test tasks and
 """
 
 import argparse
+import contextlib
 import io
 import math
 import os
@@ -353,7 +354,8 @@ def write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
     except OSError as error:
         raise OSError(f"{path} can't be written: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 # Evaluation ---------------------------------------------------------------------------------------
