@@ -13,7 +13,6 @@ from torch import Tensor
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # k_x, k_y, q_x, q_y
 Indices = Sequence[int] | np.ndarray  # of tasks
-Seed = int | Sequence[int]
 
 # The inputs of several iterations are drawn at once: 15 µs a meta-batch, instead of 90 one by one.
 BLOCK = 50  # iterations
@@ -36,7 +35,7 @@ class Sinusoid:
     """
 
     def __init__(
-        self, k_shot: int, q_query: int = 15, num_tasks: int = 10**6, seed: Seed = 0
+        self, k_shot: int, q_query: int = 15, num_tasks: int = 10**6, seed: int | Sequence[int] = 0
     ) -> None:
         if k_shot < 1:
             raise ValueError(f"k_shot must be at least 1, not {k_shot}")
@@ -86,4 +85,5 @@ def meta_batches(
         points = [tensor.to(device) for tensor in tasks.batch(indices, rng)]
         stacks = [tensor.unflatten(0, (length, batch_size)) for tensor in points]
         batches = zip(*stacks, strict=True)
+        # The first block may begin before `start`.
         yield from itertools.islice(batches, max(0, start - block * length), None)

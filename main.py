@@ -18,10 +18,13 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 if __name__ == "__main__":
     os.environ["MPLBACKEND"] = "agg"  # draws to files; a notebook's may not be installed here
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # else Ctrl-C prints a traceback here
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is signal.default_int_handler:  # which prints a traceback during the imports
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import matplotlib.style
 import numpy as np
@@ -32,7 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import Batch, Sinusoid, meta_batches
-from meta import MAX_COMPILED, CompileError, Meta, chunks
+from meta import MAX_COMPILED_STEPS, CompileError, Meta, chunks
 from net import LOSSES, Net
 
 # Independent random streams, told apart by the first word of their seeds. Training tasks and the
@@ -49,8 +52,16 @@ PRETRAINED = "pretrained on all tasks"  # the paper's baseline
 STYLE = ["default", {"text.parse_math": False}]  # of pictures; a $ in a name is not math
 
 # The settings that, after K, name the files of a run where they are not the defaults.
-NAMING = ("epochs", "batch_size", "inner_lr", "outer_lr", "seed")
-NAMING += ("loss", "inner_steps", "first_order")
+NAMING = (
+    "epochs",
+    "batch_size",
+    "inner_lr",
+    "outer_lr",
+    "seed",
+    "loss",
+    "inner_steps",
+    "first_order",
+)
 
 
 class InputError(Exception):
@@ -132,8 +143,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--test_shots {args.test_shots} needs --test")
     if not args.test and args.weights:
         parser.error(f"--weights {args.weights} needs --test")
-    if args.compile and args.inner_steps > MAX_COMPILED:
-        parser.error(f"--compile takes up to {MAX_COMPILED} --inner_steps, not {args.inner_steps}")
+    if args.compile and args.inner_steps > MAX_COMPILED_STEPS:
+        parser.error(
+            f"--compile allows at most {MAX_COMPILED_STEPS} inner steps, not {args.inner_steps}"
+        )
     return args
 
 
@@ -168,7 +181,7 @@ def run_name(args: argparse.Namespace) -> str:
 
 
 def in_words(name: str) -> str:
-    """A `run_name` as the title of a graph."""
+    """A `run_name`, which begins with "k=", as the title of a graph."""
     return "K" + name[1:].replace(",", ", ").replace("_", " ").replace("=", " = ")
 
 
@@ -217,13 +230,14 @@ def train(args: argparse.Namespace, device: str) -> None:
             if len(run.losses) % VALIDATE_EVERY == 0 or len(run.losses) == args.epochs:
                 run.validate(validation_batch)
             if time.monotonic() - saved > CHECKPOINT_EVERY:
-                save(checkpoint, run.state())
+                write(checkpoint, lambda file: torch.save(run.state(), file))
                 saved = time.monotonic()
 
     if not run.best:
         raise InputError(f"no validation loss was finite: {advice}")
-    save(checkpoint, run.state())  # to resume from if what follows fails
-    save(weights_file(args), run.best)
+    # To resume from if what follows fails.
+    write(checkpoint, lambda file: torch.save(run.state(), file))
+    write(weights_file(args), lambda file: torch.save(run.best, file))
     draw_losses(graph_file, args, run)
     checkpoint.unlink(missing_ok=True)
     print(f"weights: {weights_file(args)}, best validation loss: {run.lowest():.5g}")
@@ -264,17 +278,22 @@ class Run:
         }
 
     def load(self, path: Path, epochs: int) -> None:
-        """Continue from a checkpoint, bit for bit. An `InputError` if it can't be used."""
+        """Continue from a checkpoint, bit for bit. An `InputError` if it does not fit this run."""
+        if not path.exists():
+            raise InputError(f"no checkpoint {path}: leave out --resume to start a run")
         content = read(path)
         self.losses = pick(path, content, "losses").flatten().tolist()
         self.validation_losses = pick(path, content, "validation_losses").flatten().tolist()
-        if len(self.losses) > epochs:
-            raise InputError(f"{path} has {len(self.losses)} iterations, not at most {epochs}")
+        done, validations = len(self.losses), len(self.validation_losses)
+        last = done == epochs and done % VALIDATE_EVERY > 0  # which is validated anyway
+        if done > epochs or validations != done // VALIDATE_EVERY + last:
+            lengths = f"{done} iterations and {validations} validations"
+            raise InputError(f"{path} does not fit this run: it has {lengths}")
         if self.lowest() < math.inf:
             self.best = pick_weights(path, content, self.meta.net)
-        state = self.meta.state().items()
-        state = {name: pick(path, content, name, tensor.shape) for name, tensor in state}
-        self.meta.restore(state, len(self.losses))
+        now = self.meta.state()
+        state = {name: pick(path, content, name, tensor.shape) for name, tensor in now.items()}
+        self.meta.restore(state, done)
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -285,32 +304,41 @@ def read(path: Path) -> dict:
 
     Raises an `InputError` if it is of another format, or damaged, down to a single bit.
     """
-    if not path.exists():
-        raise InputError(f"no file {path}: train first, without --resume or --test")
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if file.read(2) != b"PK":
             raise InputError(f"{path} is not in the format of torch.save since PyTorch 1.6")
+        if not is_whole(file):
+            raise InputError(f"{path} is damaged")
         try:
-            fault = "is damaged"
-            archive = zipfile.ZipFile(file)
-            parts = archive.infolist()
-            # PyTorch ignores checksums, and reads nothing of a part that is said to be a folder.
-            if archive.testzip() or any(part.external_attr & 0x10 for part in parts):
-                raise zipfile.BadZipFile
-            fault = "is not a plain dictionary of a few tensors"
-            # It can crash on a compressed part or a large pickle.
-            compressed = any(part.compress_type for part in parts)
-            if compressed or any(p.file_size > 1e4 for p in parts if "pkl" in p.filename.lower()):
-                raise zipfile.BadZipFile
+            refuse_odd_parts(file)
             file.seek(0)
             return dict(torch.load(file, map_location="cpu", weights_only=True))
         except Exception as error:  # such a file can make its reader raise almost anything
-            raise InputError(f"{path} {fault}") from error
+            raise InputError(f"{path} is not a plain dictionary of a few tensors") from error
+
+
+def is_whole(file: BinaryIO) -> bool:
+    """Whether the checksums of an archive are right, which PyTorch ignores."""
+    try:
+        archive = zipfile.ZipFile(file)
+        # Of a part that is said to be a folder, PyTorch reads nothing.
+        folders = [part for part in archive.infolist() if part.external_attr & 0x10]
+        return not folders and archive.testzip() is None
+    except Exception:  # a damaged file can make its reader raise almost anything
+        return False
+
+
+def refuse_odd_parts(file: BinaryIO) -> None:
+    """Raise a `ValueError` for what crashes PyTorch: a compressed part, or a large pickle."""
+    for part in zipfile.ZipFile(file).infolist():
+        is_pickle = "pkl" in part.filename.lower()
+        if part.compress_type or is_pickle and part.file_size > 10_000:
+            raise ValueError(part.filename)
 
 
 def pick(path: Path, content: Mapping, name: str, shape: Sequence | None = None) -> Tensor:
-    """The tensor of this name, and of this shape if one is given."""
+    """The tensor of this name, and of this shape if one is given. Else raises an `InputError`."""
     tensor = content.get(name)
     if not isinstance(tensor, Tensor):
         raise InputError(f"{path} has no tensor {name}")
@@ -326,14 +354,9 @@ def pick_weights(path: Path, content: Mapping, net: Net) -> dict[str, Tensor]:
     """The weights of the network by name, which have to be finite."""
     weights = {name: pick(path, content, name, p.shape) for name, p in net.Param.items()}
     for name, w in weights.items():
-        if not w.isfinite().all():
+        if not w.double().isfinite().all():  # float8 has no `isfinite`
             raise InputError(f"{path}: {name} is not finite")
     return weights
-
-
-def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name as `torch.save` does, but all or nothing."""
-    write(path, lambda file: torch.save(dict(tensors), file))
 
 
 def write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
@@ -390,6 +413,8 @@ def test(args: argparse.Namespace, device: str) -> None:
 def files_to_measure(args: argparse.Namespace) -> dict[str, Path]:
     """By label: the weights that are asked for, and the pretrained baseline if it is there."""
     file = args.weights or weights_file(args)
+    if not file.exists():
+        raise InputError(f"no file {file} in this folder: train first, or pass --weights")
     if args.weights:  # quotes tell it from the other labels, escapes suit any font
         label = ascii(file.name)
     elif args.inner_steps == 0:
@@ -440,9 +465,11 @@ def evaluate(meta: Meta, shots: int) -> Tensor:
     k_x, k_y, _, _ = tasks.batch(range(TEST_TASKS))
     y = tasks.target(range(TEST_TASKS), GRID)  # (TEST_TASKS, 50, 1)
     sse = []
-    for chunk in tqdm(list(chunks(k_x, k_y, y)), unit="chunk", leave=False):
-        errors = predictions(meta, *chunk[:2]) - chunk[2]
-        sse.append(errors.square().sum((2, 3)))
+    with tqdm(total=len(tasks), unit="task", leave=False) as bar:
+        for chunk_x, chunk_y, target in chunks(k_x, k_y, y):
+            errors = predictions(meta, chunk_x, chunk_y) - target
+            sse.append(errors.square().sum((2, 3)))
+            bar.update(len(target))
     return torch.cat(sse, dim=1)
 
 
@@ -505,7 +532,7 @@ def draw_losses(path: Path, args: argparse.Namespace, run: Run) -> None:
     axes.set(xlabel="iteration of the outer loop", ylabel=f"query loss ({unit})")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    # For axes below half a decade.
+    # Axes below half a decade need more labels.
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(0.5, 0.5)))
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -518,8 +545,10 @@ def draw_losses(path: Path, args: argparse.Namespace, run: Run) -> None:
 def draw_graph(path: Path, title: str, points: Sequence, y: Tensor, curves: Mapping) -> None:
     """The drawn task before and after adaptation, by every learner (the paper's Figure 2).
 
-    The support points are k_x and k_y, (K, 1), and y, (50, 1), is the task on GRID. The curves are
-    predictions after 0 to MAX_STEPS steps, by label, (MAX_STEPS + 1, 50, 1).
+    Args:
+        points: support points k_x and k_y, each (K, 1).
+        y: the task on GRID, (50, 1).
+        curves: by label, predictions after 0 to MAX_STEPS steps, (MAX_STEPS + 1, 50, 1).
     """
     figure = Figure(figsize=(3.2 + 3.2 * len(curves), 4.8), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize="medium")

@@ -15,7 +15,7 @@ from torch.optim.adam import adam
 from net import Fast, Net
 
 CHUNK = 100  # tasks that are computed at once: more leave the processor's caches
-MAX_COMPILED = 30  # inner steps: with 34, the compiler exceeds Python's recursion limit
+MAX_COMPILED_STEPS = 30  # inner steps: with 34, the compiler exceeds Python's recursion limit
 NO_LIMIT = 10**6  # compilations in a process, for all learners and shapes
 ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
 
@@ -39,7 +39,7 @@ class Meta:
         first_order: drop the second derivatives (FOMAML, Section 5.2 of the paper).
 
     Raises a `ValueError` if a step size is not positive and finite, if `inner_steps` is negative,
-    or if a parameter is not in `Param`: it would not be trained. Those of a submodule are not.
+    or if a parameter is not in `Param`, as those of submodules are not: it would not be trained.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Meta:
         inner_steps: int = 1,
         first_order: bool = False,
     ) -> None:
-        for lr in (inner_lr, outer_lr):
+        for name, lr in (("inner_lr", inner_lr), ("outer_lr", outer_lr)):
             if not 0 < lr < math.inf:
-                raise ValueError(f"a step size must be positive and finite, not {lr}")
+                raise ValueError(f"{name} must be positive and finite, not {lr}")
         if inner_steps < 0:
             raise ValueError(f"inner_steps must be at least 0, not {inner_steps}")
         self.inner_lr, self.outer_lr = inner_lr, outer_lr
@@ -141,7 +141,9 @@ class Meta:
     def restore(self, state: Mapping[str, Tensor], iterations: int) -> None:
         """Continue from a copy of what `state` gave after so many iterations."""
         for name, tensor in self.state().items():
-            tensor.copy_(state[name].reshape(tensor.shape))  # which never broadcasts
+            if state[name].shape != tensor.shape:  # `copy_` would broadcast
+                raise ValueError(f"{name} has the shape {tuple(state[name].shape)}")
+            tensor.copy_(state[name])
         for step in self.steps:
             step.fill_(iterations)
 
@@ -149,7 +151,8 @@ class Meta:
         """Compile the outer step of up to CHUNK tasks; of more tasks, the meta-gradient of a chunk.
 
         Compilation happens in the next iteration, and again when shapes or settings change. More
-        inner steps take longer to compile. Where it fails, a `CompileError` is raised.
+        inner steps take longer to compile; more than MAX_COMPILED_STEPS fail. Where it fails, a
+        `CompileError` is raised.
         """
         self._is_compiled = True
 
@@ -169,17 +172,20 @@ class Meta:
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same tensors in parts of at most CHUNK tasks, their first dimension."""
+    """The same tensors in parts of at most CHUNK tasks; they must have the same number of tasks."""
+    if len({len(tensor) for tensor in tensors}) > 1:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"points must be of the same number of tasks, not of shapes {shapes}")
     return zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True)
 
 
 @functools.cache
 def _compiled(method: Callable) -> Callable:
     """A method of `Meta`, compiled as a whole."""
-    # A sixth faster, on a CPU.
+    # On a CPU, these options make it a sixth faster.
     options = {} if torch.cuda.is_available() else {"cpp_wrapper": True, "memory_planning": True}
     limits = {"recompile_limit": NO_LIMIT, "accumulated_recompile_limit": NO_LIMIT}
-    # To compile `torch.autograd.grad` as a part of the whole.
+    # The first setting compiles `torch.autograd.grad` as a part of the whole.
     settings = torch._dynamo.config.patch(trace_autograd_ops=True, **limits)
     compiled = torch.compile(method, fullgraph=True, dynamic=False, options=options)
 

@@ -57,9 +57,9 @@ class Net(nn.Module):
         Raises a `ValueError` if they are those of another number of tasks.
         """
         weights = self.expand(len(x)) if weights is None else weights
-        w_1 = weights["w_1"]
-        if len(x) != len(w_1):
-            raise ValueError(f"not the same number of tasks: {tuple(x.shape)}, {tuple(w_1.shape)}")
+        if len(x) != len(weights["w_1"]):
+            shapes = f"{tuple(x.shape)} and {tuple(weights['w_1'].shape)}"
+            raise ValueError(f"x and w_1 must have the same number of tasks, not {shapes}")
         h = torch.relu_(linear(x, weights["w_1"], weights["b_1"]))  # (tasks, N, 40)
         h = torch.relu_(linear(h, weights["w_2"], weights["b_2"]))  # (tasks, N, 40)
         return linear(h, weights["w_3"], weights["b_3"])  # (tasks, N, 1)

@@ -32,7 +32,7 @@ def test_training_as_a_user_runs_it(program, tmp_path):
     measuring = program(f"{SHORT} --test")
     assert contents().keys() == {WEIGHTS, GRAPH, *MEASURED}
     assert measuring.out[-1] == f"graphs: {', '.join(sorted(MEASURED))}"
-    assert "chunk" in "".join(measuring.err)  # the bar
+    assert "task/s" in "".join(measuring.err)  # the bar
 
 
 def test_nothing_around_it_stops_the_program(tmp_path):
@@ -54,13 +54,16 @@ def test_a_reader_who_leaves_is_no_error(tmp_path):
     assert contents(tmp_path).keys() == {WEIGHTS, GRAPH}
 
 
-@pytest.mark.parametrize(("place", "code"), [("", -signal.SIGINT), ("def tqdm(**_): ", 130)])
-def test_ctrl_c_leaves_no_traceback(tmp_path, place, code):
+CASES = [(signal.SIG_DFL, "", -signal.SIGINT), (signal.SIG_DFL, "def tqdm(**_): ", 130)]
+CASES += [(signal.SIG_IGN, "", 7)]  # as in a script's jobs in the background
+
+
+@pytest.mark.parametrize(("before", "place", "code"), CASES)
+def test_ctrl_c_leaves_no_traceback(tmp_path, before, place, code):
     """It ends the process silently while modules are imported, and then with one sentence."""
-    press = f"import os, signal\n{place}os.kill(os.getpid(), signal.SIGINT)"
+    press = f"import os, signal\n{place}os.kill(os.getpid(), signal.SIGINT); exit(7)"
     (tmp_path / "tqdm.py").write_text(press)
-    # A shell that starts tests in the background has them ignore the signal.
-    options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, before)}
     output = run(tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, **options)
     assert (output.code, len(output.err)) == (code, code == 130)
 
@@ -159,9 +162,9 @@ REFUSED = {
     "--test --compile": "--test can't be combined with --compile or --resume",
     "--resume --weights x.pt": "--weights x.pt needs --test",
     "--resume --test_shots 5": "--test_shots 5 needs --test",
-    "--resume --inner_steps 31 --compile": "--compile takes up to 30 --inner_steps, not 31",
-    "--test": "no file weights/w(k=10).pt: train first, without --resume or --test",
-    "--epochs 1 --resume": "no file weights/checkpoint(k=10,epochs=1).pt: train first",
+    "--resume --inner_steps 31 --compile": "--compile allows at most 30 inner steps, not 31",
+    "--test": "no file weights/w(k=10).pt in this folder: train first, or pass --weights",
+    "--epochs 1 --resume": "no checkpoint weights/checkpoint(k=10,epochs=1).pt: leave",
     SHORT: f"{CHECKPOINT} belongs to an unfinished run: add --resume, or delete it",
     "--test --weights folder": "[Errno 21] Is a directory: 'folder'",
     "--test --seed 2": "weights/w(k=10,seed=2,inner_steps=0).pt is damaged",

@@ -179,10 +179,13 @@ def test_a_residual_of_zero_spoils_no_weights(dtype):
     assert all(p.isfinite().all() for p in meta.net.parameters())
 
 
-@pytest.mark.parametrize("net", [Net, lambda loss: TanhNet(loss).float()])
+CUDA = [lambda loss: Net(loss).cuda()] if torch.cuda.is_available() else []
+
+
+@pytest.mark.parametrize("net", [Net, lambda loss: TanhNet(loss).float(), *CUDA])
 @pytest.mark.parametrize("outer_lr", [1e-3, 0.02])
 def test_an_outer_step_is_bit_for_bit_that_of_pytorchs_adam(net, outer_lr):
-    """In the precision of the network, too. The mean loss before the step is returned."""
+    """On its device and in its precision, too. The mean loss before the step is returned."""
     meta, _ = make(net=net, outer_lr=outer_lr)
     weights = copy.deepcopy(meta.net.Param)
     adam = torch.optim.Adam(weights.values(), lr=outer_lr, fused=True)
@@ -209,7 +212,7 @@ def test_a_restored_learner_continues_bit_for_bit():
 
 def test_what_cannot_be_trained_is_refused():
     for name, value in itertools.product(("inner_lr", "outer_lr"), (0, -0.1, math.inf, math.nan)):
-        with refused(f"a step size must be positive and finite, not {value}"):
+        with refused(f"{name} must be positive and finite, not {value}"):
             Meta(**{name: value})
     with refused("inner_steps must be at least 0, not -1"):
         Meta(inner_steps=-1)
@@ -219,7 +222,7 @@ def test_what_cannot_be_trained_is_refused():
     net.more = torch.nn.Linear(1, 1)
     with refused("the network has parameters that are not in its Param"):
         Meta(net)
-    with pytest.raises(RuntimeError):
+    with refused("net.b_1 has the shape (1,)"):
         meta.restore({**meta.state(), "net.b_1": torch.ones(1)}, 1)
 
 
@@ -241,10 +244,10 @@ def test_points_that_do_not_fit_are_refused(graphs, compiled):
     before, many = all_of(meta), torch.ones(250, 10, 1).double()
     with refused("x and y differ in shape: (4, 10, 1) and (4, 10)"):
         meta(k_x, k_y[..., 0], q_x, q_y)
-    with refused("not the same number of tasks: (2, 15, 1), (4, 40, 1)"):
+    with refused("the same number of tasks, not (2, 15, 1) and (4, 40, 1)"):
         meta(k_x, k_y, q_x[:2], q_y[:2])
-    with refused("zip() argument 3 is shorter than arguments 1-2"):
-        meta(many, many, many[:200], many[:200])
+    with refused("shapes (250, 10, 1), (250, 10, 1), (4, 15, 1), (4, 15, 1)"):
+        meta(many, many, q_x, q_y)
     with refused("steps must be at least 0, not -2"):
         meta.adapt(k_x, k_y, -2)
     assert_equal(all_of(meta), before)
@@ -299,13 +302,3 @@ def test_ten_learners_and_batch_sizes_are_compiled(graphs):
             assert_in_step(compiled_copy(eager), eager, batch)
         assert torch._dynamo.config.get_config_copy() == before
     assert len(graphs) == 10
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_learns_what_the_cpu_learns():
-    cpu, _ = make()
-    cuda, _ = make(net=lambda loss: Net(loss).cuda())
-    compiled = compiled_copy(cuda)
-    for batch in itertools.islice(meta_batches(Sinusoid(10, num_tasks=40, seed=2), 4), 10):
-        on_gpu, loss = [points.cuda() for points in batch], cpu(*batch)
-        assert [cuda(*on_gpu), compiled(*on_gpu)] == pytest.approx([loss, loss], abs=1e-8)
