@@ -167,7 +167,7 @@ def test_no_file_crashes_the_program(stopped, tmp_path):
 
 CONVERSIONS = {
     "half": Tensor.half,
-    "float8": lambda w: w.to(torch.float8_e5m2),
+    "float8": lambda w: w.to(torch.float8_e4m3fn),
     "bfloat16": Tensor.bfloat16,
     "float": Tensor.float,
     "parameter": torch.nn.Parameter,
