@@ -31,14 +31,15 @@ class Sinusoid:
         num_tasks: number of tasks.
         seed: an integer, or several that together name a stream, as for `np.random.default_rng`.
 
-    Raises a `ValueError` if there is no support point.
+    Raises a `ValueError` if there is no support point or no task.
     """
 
     def __init__(
         self, k_shot: int, q_query: int = 15, num_tasks: int = 10**6, seed: int | Sequence[int] = 0
     ) -> None:
-        if k_shot < 1:
-            raise ValueError(f"k_shot must be at least 1, not {k_shot}")
+        for name, number in (("k_shot", k_shot), ("num_tasks", num_tasks)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
         self.k_shot, self.q_query, self.seed = k_shot, q_query, seed
         self.rng = np.random.default_rng(seed)
         self.amplitude = self.rng.uniform(0.1, 5.0, (num_tasks, 1, 1))
@@ -75,7 +76,10 @@ def meta_batches(
 
     A meta-batch depends on the seed of `tasks` and on the number of its iteration alone. The tasks
     are i.i.d., so their own order is as good as a shuffled one. After the last comes the first.
+    Raises a `ValueError` if a meta-batch has no task.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     size = batch_size * (tasks.k_shot + tasks.q_query)  # points of an iteration
     length = min(BLOCK, max(1, BLOCK_POINTS // size))  # iterations of a block
     for block in itertools.count(start // length):

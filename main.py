@@ -35,7 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import Batch, Sinusoid, meta_batches
-from meta import MAX_COMPILED_STEPS, CompileError, Meta, chunks
+from meta import CompileError, Meta, chunks
 from net import LOSSES, Net
 
 # Independent random streams, told apart by the first word of their seeds. Training tasks and the
@@ -143,10 +143,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--test_shots {args.test_shots} needs --test")
     if not args.test and args.weights:
         parser.error(f"--weights {args.weights} needs --test")
-    if args.compile and args.inner_steps > MAX_COMPILED_STEPS:
-        parser.error(
-            f"--compile allows at most {MAX_COMPILED_STEPS} inner steps, not {args.inner_steps}"
-        )
     return args
 
 
@@ -209,8 +205,8 @@ def train(args: argparse.Namespace, device: str) -> None:
     elif checkpoint.exists():
         raise InputError(f"{checkpoint} belongs to an unfinished run: add --resume, or delete it")
     if args.compile:
-        print("compiling …")
         meta.compile()
+        print("compiling …")
     tasks = Sinusoid(args.k_shot, seed=(TRAIN, args.seed))
     batches = meta_batches(tasks, args.batch_size, len(run.losses), device)
     validation_tasks = Sinusoid(args.k_shot, num_tasks=VALIDATION_TASKS, seed=(VALIDATION,))
@@ -302,7 +298,8 @@ class Run:
 def read(path: Path) -> dict:
     """What a file of `torch.save` holds, by name. No code in it is executed.
 
-    Raises an `InputError` if it is of another format, or damaged, down to a single bit.
+    Raises an `OSError` if the file can't be read, and an `InputError` if it is of another format,
+    or damaged, down to a single bit.
     """
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -134,9 +134,12 @@ class Meta:
 
     def state(self) -> dict[str, Tensor]:
         """The parameters and Adam's moments, not copied: net.w_1, exp_avg.w_1, exp_avg_sq.w_1, …"""
-        net = {name: p.detach() for name, p in self.net.Param.items()}
-        parts = {"net": net, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
-        return {f"{part}.{name}": w for part, ws in parts.items() for name, w in ws.items()}
+        state = {}
+        for name, p in self.net.Param.items():
+            state[f"net.{name}"] = p.detach()
+            state[f"exp_avg.{name}"] = self.exp_avg[name]
+            state[f"exp_avg_sq.{name}"] = self.exp_avg_sq[name]
+        return state
 
     def restore(self, state: Mapping[str, Tensor], iterations: int) -> None:
         """Continue from a copy of what `state` gave after so many iterations."""
@@ -151,9 +154,12 @@ class Meta:
         """Compile the outer step of up to CHUNK tasks; of more tasks, the meta-gradient of a chunk.
 
         Compilation happens in the next iteration, and again when shapes or settings change. More
-        inner steps take longer to compile; more than MAX_COMPILED_STEPS fail. Where it fails, a
-        `CompileError` is raised.
+        inner steps take longer to compile. Raises a `CompileError` if there are more than
+        MAX_COMPILED_STEPS, and in the next iteration if compilation fails.
         """
+        if self.inner_steps > MAX_COMPILED_STEPS:
+            limit = f"at most {MAX_COMPILED_STEPS} inner steps, not {self.inner_steps}"
+            raise CompileError(f"compilation allows {limit}")
         self._is_compiled = True
 
     def _adam_step(self, *batch: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """How long an iteration of training takes, beside the alternatives: python3 tests/benchmark.py
 
-About twenty minutes. Each row runs in its own process, on one thread, without its start-up: it is
+Ten to twenty minutes. Each row runs in its own process, on one thread, without its start-up: it is
 the loop of main.py, with validation and progress bar, around its own gradient. JAX has a loop of
 its own, without these. Printed are medians of µs, and the speed-up over the original's loop without
 its shuffle.

@@ -162,7 +162,7 @@ REFUSED = {
     "--test --compile": "--test can't be combined with --compile or --resume",
     "--resume --weights x.pt": "--weights x.pt needs --test",
     "--resume --test_shots 5": "--test_shots 5 needs --test",
-    "--resume --inner_steps 31 --compile": "--compile allows at most 30 inner steps, not 31",
+    "--inner_steps 31 --compile": "compilation allows at most 30 inner steps, not 31",
     "--test": "no file weights/w(k=10).pt in this folder: train first, or pass --weights",
     "--epochs 1 --resume": "no checkpoint weights/checkpoint(k=10,epochs=1).pt: leave",
     SHORT: f"{CHECKPOINT} belongs to an unfinished run: add --resume, or delete it",

@@ -24,8 +24,11 @@ def test_shapes_and_type():
             sizes = [(3, points, 1) for points in (k_shot, k_shot, q_query, q_query)]
             assert [tuple(points.shape) for points in batch] == sizes
             assert all(points.dtype == torch.float64 and points.is_contiguous() for points in batch)
-    with pytest.raises(ValueError, match="k_shot must be at least 1, not 0"):
-        Sinusoid(0)
+    for name in ("k_shot", "num_tasks"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+            Sinusoid(**{"k_shot": 5, name: 0})
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        next(meta_batches(Sinusoid(5), 0))
 
 
 def test_the_ranges_of_the_paper_are_filled():

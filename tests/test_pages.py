@@ -47,9 +47,6 @@ def numbers(text):
     return [float(number) for number in re.findall(r"\d+\.\d+(?:e-\d+)?", text)]
 
 
-# Numbers
-
-
 @pytest.mark.parametrize("page", results.PAGES, ids=["README", "gallery"])
 def test_the_tables_are_those_of_the_results(page):
     """The tables in the pages are what tests/results.py makes of res/results.csv."""
