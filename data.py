@@ -5,6 +5,7 @@ A task is an amplitude A ~ U[0.1, 5] and a phase φ ~ U[0, π]; its inputs are x
 
 import itertools
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # k_x, k_y, q_x, q_y
 Indices = Sequence[int] | np.ndarray  # of tasks
 
 # The inputs of several iterations are drawn at once: 15 µs a meta-batch, instead of 90 one by one.
+# With other values, the same seed draws other inputs.
 BLOCK = 50  # iterations
 BLOCK_POINTS = 200_000  # or fewer iterations, so that a block has at most so many points
 
@@ -30,6 +32,7 @@ class Sinusoid:
         q_query: query points of a task, Q.
         num_tasks: number of tasks.
         seed: an integer, or several that together name a stream, as for `np.random.default_rng`.
+            The streams of main.py have several; no integer alone is one of them.
 
     Raises a `ValueError` if there is no support point or no task.
     """
@@ -40,8 +43,11 @@ class Sinusoid:
         for name, number in (("k_shot", k_shot), ("num_tasks", num_tasks)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
-        self.k_shot, self.q_query, self.seed = k_shot, q_query, seed
-        self.rng = np.random.default_rng(seed)
+        self.k_shot, self.q_query = k_shot, q_query
+        # NumPy pads seeds with zeros: to it, 3 is (3,) and (3, 0). Those of main.py begin with 0 to
+        # 3, so a plain 3 becomes (4, 3).
+        self.seed = (4, seed) if isinstance(seed, numbers.Integral) else seed
+        self.rng = np.random.default_rng(self.seed)
         self.amplitude = self.rng.uniform(0.1, 5.0, (num_tasks, 1, 1))
         self.phase = self.rng.uniform(0.0, math.pi, (num_tasks, 1, 1))
 

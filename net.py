@@ -1,7 +1,7 @@
 """The network of the paper's sinusoid experiment (Section 5.1): an MLP 1 → 40 → 40 → 1 with ReLU.
 
 Its six parameters are declared by hand, so that a forward pass can use other values in their place:
-the fast weights of every task in a meta-batch.
+the fast weights of every task in a meta-batch. `AnyNet` does the same for any module.
 """
 
 from collections.abc import Mapping
@@ -16,28 +16,23 @@ Fast = Mapping[str, Tensor]
 def rsse(pred: Tensor, y: Tensor) -> Tensor:
     """√Σ(pred − y)², the root of the summed squared error: two (tasks, N, 1) -> (tasks,)."""
     sse = (pred - y).square().sum((1, 2))
-    # The clamp keeps the derivatives of the root finite (they are 0) where the residual is 0: a
-    # floor whose power of -3/2 does not overflow, 1e-185 in float64. `vector_norm` is a little
-    # faster, but its second derivative is NaN there.
-    return sse.clamp_min(torch.finfo(sse.dtype).tiny ** 0.6).sqrt()
+    # At 0 the root has no derivative; below the clamp, all derivatives are 0.
+    return sse.clamp_min(1e-24).sqrt()
 
 
 def mse(pred: Tensor, y: Tensor) -> Tensor:
     """The mean squared error (the paper's Equation 2, as a mean): two (tasks, N, 1) -> (tasks,)."""
-    return (pred - y).square().sum((1, 2)) / y.shape[1]
+    return (pred - y).square().mean((1, 2))
 
 
-LOSSES = {"rsse": rsse, "mse": mse}
+LOSSES = {"rsse": rsse, "mse": mse}  # by their names on the command line
 
 
 class Net(nn.Module):
-    """MLP 1 → 40 → 40 → 1 in float64, and its training loss, "rsse" or "mse" (see `LOSSES`)."""
+    """MLP 1 → 40 → 40 → 1 in float64."""
 
-    def __init__(self, loss: str = "rsse") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
-        self.loss = loss
         self.w_1, self.b_1 = layer(1, 40)
         self.w_2, self.b_2 = layer(40, 40)
         self.w_3, self.b_3 = layer(40, 1)
@@ -51,32 +46,41 @@ class Net(nn.Module):
         """The parameters repeated for every task, without a copy: w_1 (tasks, 40, 1), …"""
         return {name: p.expand(tasks, *p.shape) for name, p in self.Param.items()}
 
-    def predict(self, x: Tensor, weights: Fast | None = None) -> Tensor:
-        """The prediction at x, (tasks, N, 1) -> (tasks, N, 1). Fast weights replace the parameters.
+    def forward(self, x: Tensor, fast: Fast | None = None) -> Tensor:
+        """The prediction at x: (tasks, N, 1) -> (tasks, N, 1). Fast weights replace parameters."""
+        w = self.expand(len(x)) if fast is None else fast
+        h = torch.relu_(linear(x, w["w_1"], w["b_1"]))  # (tasks, N, 40)
+        h = torch.relu_(linear(h, w["w_2"], w["b_2"]))  # (tasks, N, 40)
+        return linear(h, w["w_3"], w["b_3"])  # (tasks, N, 1)
 
-        Raises a `ValueError` if they are those of another number of tasks.
-        """
-        weights = self.expand(len(x)) if weights is None else weights
-        if len(x) != len(weights["w_1"]):
-            shapes = f"{tuple(x.shape)} and {tuple(weights['w_1'].shape)}"
-            raise ValueError(f"x and w_1 must have the same number of tasks, not {shapes}")
-        h = torch.relu_(linear(x, weights["w_1"], weights["b_1"]))  # (tasks, N, 40)
-        h = torch.relu_(linear(h, weights["w_2"], weights["b_2"]))  # (tasks, N, 40)
-        return linear(h, weights["w_3"], weights["b_3"])  # (tasks, N, 1)
 
-    def forward(self, x: Tensor, y: Tensor, weights: Fast | None = None) -> tuple[Tensor, Tensor]:
-        """The loss of each task, (tasks,), and the prediction at x; x and y are (tasks, N, 1).
+class AnyNet(nn.Module):
+    """Any module that maps (N, inputs) to (N, outputs), as a network for `Meta`.
 
-        Raises a `ValueError` if their shapes differ, where PyTorch might broadcast, and for a loss
-        that is not one number for each task.
-        """
-        if x.shape != y.shape:
-            raise ValueError(f"x and y differ in shape: {tuple(x.shape)} and {tuple(y.shape)}")
-        pred = self.predict(x, weights)
-        loss = LOSSES[self.loss](pred, y)
-        if loss.shape != x.shape[:1]:
-            raise ValueError(f"the loss must have the shape (tasks,), not {tuple(loss.shape)}")
-        return loss, pred
+    There are two exceptions: a module with running statistics, which would mix the tasks, and one
+    with a parameter that the output does not depend on. Both end in an error of PyTorch. The points
+    have to be of the module's precision.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    @property
+    def Param(self) -> dict[str, nn.Parameter]:
+        """The parameters by their names in the module."""
+        return dict(self.module.named_parameters())
+
+    expand = Net.expand
+
+    def forward(self, x: Tensor, fast: Fast | None = None) -> Tensor:
+        """The prediction at x, (tasks, N, inputs) -> (tasks, N, outputs), as in `Net`."""
+        fast = self.expand(len(x)) if fast is None else fast
+
+        def predict(weights: Fast, x: Tensor) -> Tensor:  # for one task
+            return torch.func.functional_call(self.module, weights, x)
+
+        return torch.vmap(predict, randomness="different")(fast, x)
 
 
 def layer(inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:
