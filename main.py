@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (InputError, OSError) as error:
         fail(str(error))
     except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, for example
-        fail(f"--compile failed: {in_one_line(error)}")
+        fail(f"--compile failed: {str(error).splitlines()[0]}")
 
 
 def fail(sentence: str, code: int = 2) -> None:

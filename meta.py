@@ -103,12 +103,11 @@ class Meta(nn.Module):
         Support points k_x and k_y are (tasks, K, 1), query points q_x and q_y (tasks, Q, 1).
         Returns the mean over tasks of the query losses before the outer step.
         """
-        self.outer_optim.zero_grad()
         total = 0.0
-        for chunk in chunks(k_x, k_y, q_x, q_y):
+        for number, chunk in enumerate(chunks(k_x, k_y, q_x, q_y)):
             loss, gradient = self.gradient(self, *chunk)
             for p, g in zip(self.params, gradient, strict=True):
-                p.grad = g if p.grad is None else p.grad + g
+                p.grad = g if number == 0 else p.grad + g  # the first replaces what was there
             total += loss.item()
         self.outer_optim.step()  # line 8
         return total / len(k_x)

@@ -16,8 +16,8 @@ Fast = Mapping[str, Tensor]
 def rsse(pred: Tensor, y: Tensor) -> Tensor:
     """√Σ(pred − y)², the root of the summed squared error: two (tasks, N, 1) -> (tasks,)."""
     sse = (pred - y).square().sum((1, 2))
-    # At 0 the root has no derivative; below the clamp, all derivatives are 0.
-    return sse.clamp_min(1e-24).sqrt()
+    # The root has no derivative at 0. Below the threshold, all derivatives are 0.
+    return torch.threshold(sse, 1e-24, 1e-24).sqrt()
 
 
 def mse(pred: Tensor, y: Tensor) -> Tensor:
