@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import main
 from data import BLOCK, BLOCK_POINTS, Sinusoid, meta_batches
 
 
@@ -67,6 +68,15 @@ def test_a_batch_has_the_points_its_tasks_get_one_by_one():
     assert all(map(torch.equal, batch, map(torch.cat, parts)))
     assert not torch.isin(batch[0][0], batch[0][2]).any()
     assert torch.equal(Sinusoid(10, 0, 20).batch([4])[0], batch[0][:1])
+
+
+def test_an_integer_names_a_stream_of_its_own():
+    """It is not one of main.py, which are all different. NumPy's integers are integers."""
+    seeded = [(stream, seed) for stream in (main.DRAWN, main.TRAIN) for seed in range(99)]
+    streams = [(main.VALIDATION,), (main.TEST,), *seeded, *range(99)]
+    firsts = [Sinusoid(10, num_tasks=1, seed=stream).amplitude.item() for stream in streams]
+    assert len(set(firsts)) == len(streams)
+    assert Sinusoid(10, num_tasks=1, seed=np.int64(98)).amplitude.item() == firsts[-1]
 
 
 @pytest.mark.parametrize("block_points", [BLOCK_POINTS, 600])

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_weights
+from torch import nn
 
 import main
 from data import Sinusoid, meta_batches
 from meta import Meta
-from net import LOSSES, Net
+from net import LOSSES, AnyNet, Net
 
 pytestmark = pytest.mark.usefixtures("figures")
 
@@ -29,7 +30,7 @@ def test_training_is_the_sum_of_its_parts(program, monkeypatch, words):
     output, args = program(f"--epochs 12 {words}"), main.parse(words.split())
     torch.manual_seed(args.seed)
     settings = (args.inner_lr, args.outer_lr, args.inner_steps, args.first_order)
-    meta, kept = Meta(Net(args.loss), *settings), {}  # weights by their validation loss
+    meta, kept = Meta(Net(), LOSSES[args.loss], *settings), {}  # weights by their validation loss
     held_out = Sinusoid(args.k_shot, num_tasks=107, seed=(main.VALIDATION,)).batch(range(107))
     batches = meta_batches(Sinusoid(args.k_shot, seed=(main.TRAIN, args.seed)), args.batch_size)
     for iteration in range(1, 13):
@@ -44,7 +45,7 @@ def test_training_is_the_sum_of_its_parts(program, monkeypatch, words):
 
 def test_the_default_run_learns_with_known_losses():
     """They are the same on any machine, and each is that of tasks that are new to the net."""
-    meta, batches = Meta(), meta_batches(Sinusoid(10, seed=(main.TRAIN, 0)), 10)
+    meta, batches = Meta(Net()), meta_batches(Sinusoid(10, seed=(main.TRAIN, 0)), 10)
     losses = [meta(*next(batches)) for _ in range(1000)]
     assert losses[:2] == pytest.approx([13.493226833995, 12.891548881196], rel=1e-9)
     later = [losses[9], losses[99], losses[999]]
@@ -52,15 +53,47 @@ def test_the_default_run_learns_with_known_losses():
 
 
 @pytest.mark.parametrize(("odd", "noted"), [(3.0, 3.0), (math.nan, math.inf), (math.inf, math.inf)])
-def test_the_weights_kept_are_of_the_best_validation(odd, noted):
+def test_the_weights_kept_are_of_the_best_validation(program, monkeypatch, odd, noted):
     """Of two that are equal, the first counts. One that is not finite is never the best."""
-    run, losses = main.Run(Meta()), iter([odd, 1.0, odd, 1.0, 2.0])
-    run.meta.query_loss = lambda *batch: torch.tensor([next(losses)])
-    for number in range(5):
-        torch.nn.init.constant_(run.meta.net.b_3, number)
-        run.validate([torch.ones(1, 1, 1)] * 4)
-    assert run.best["b_3"] == 1
-    assert run.validation_losses == [noted, 1.0, noted, 1.0, 2.0]
+    losses, seen, query_loss = iter([odd, 1.0, odd, 1.0, 2.0]), [], Meta.query_loss
+
+    def in_validation(meta, *batch):
+        if torch.is_grad_enabled():
+            return query_loss(meta, *batch)
+        seen.append(copy.deepcopy(meta.net.state_dict()))
+        return torch.tensor([next(losses)])
+
+    monkeypatch.setattr(Meta, "query_loss", in_validation)
+    assert "best validation loss: 1\n" in "\n".join(program("--epochs 25").out)
+    (path,) = Path("weights").iterdir()
+    torch.testing.assert_close(torch.load(path), dict(seen[1]), rtol=0, atol=0)
+    (table,) = Path("res").glob("*.csv")
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    assert rows[0] == ["iteration", "loss", "validation_loss"]
+    assert [int(number) for number, _, _ in rows[1:]] == list(range(1, 26))
+    assert [float(value) for *_, value in rows[5::5]] == [noted, 1.0, noted, 1.0, 2.0]
+    assert {value for row in range(1, 26) if row % 5 for *_, value in [rows[row]]} == {""}
+
+
+def test_any_network_is_trained_kept_and_tested(program, monkeypatch):
+    """Here, one with buffers and dropout, which is off in the evaluation."""
+
+    class Odd(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(1, 20), nn.Dropout(), nn.ReLU(), nn.Linear(20, 1))
+            self.register_buffer("shift", torch.ones(1))
+
+        def forward(self, x):
+            return super().forward(x + self.shift)
+
+    monkeypatch.setattr(main, "Net", lambda: AnyNet(Odd().double()))
+    trained = program("--epochs 12")
+    assert program("--epochs 12 --test").out == program("--epochs 12 --test").out
+    (path,) = Path("weights").iterdir()
+    meta = main.load(path, main.parse([]), "cpu").train()
+    best = f"best validation loss: {main.validate(meta, 10, 'cpu'):.5g}"
+    assert best in "".join(trained.out)
+    assert meta.training  # training goes on
 
 
 def test_only_training_takes_second_derivatives(program, monkeypatch):
@@ -79,20 +112,12 @@ def test_only_training_takes_second_derivatives(program, monkeypatch):
     assert taken == {(10, True), (10, False), (20, False), (1, False), (50, False)}
 
 
-def test_random_streams_are_independent():
-    """Tasks to train on or to draw never are those to validate or test on, whatever the seed."""
-    seeded = [(stream, seed) for stream in (main.DRAWN, main.TRAIN) for seed in range(99)]
-    streams = [(main.VALIDATION,), (main.TEST,), *seeded]
-    firsts = {Sinusoid(10, num_tasks=1, seed=stream).amplitude.item() for stream in streams}
-    assert len(firsts) == len(streams)
-
-
 def squared_errors(meta, tasks):
-    """By `adapt` and `predict`, from the start for every number of steps: (11, tasks)."""
+    """By `adapt`, from the start for every number of steps: (11, tasks)."""
     k_x, k_y, _, _ = tasks.batch(range(len(tasks)))
     x = torch.linspace(-5, 5, 50, dtype=torch.float64).reshape(1, 50, 1).expand(len(tasks), -1, -1)
     y = torch.from_numpy(tasks.amplitude) * torch.sin(x + torch.from_numpy(tasks.phase))
-    errors = [meta.net.predict(x, meta.adapt(k_x, k_y, steps)) - y for steps in range(11)]
+    errors = [meta.net(x, meta.adapt(k_x, k_y, steps)) - y for steps in range(11)]
     return torch.stack(errors).detach().square().sum((2, 3))
 
 
@@ -105,7 +130,7 @@ def test_what_is_printed_is_what_the_weights_do(program, monkeypatch, words):
     for label, more in (("MAML", ""), (main.PRETRAINED, "--inner_steps 0")):
         file = main.weights_file(main.parse(f"--test {words} {more}".split()))
         make_weights(file, scale=0.5)
-        meta = Meta(Net(args.loss), args.inner_lr)
+        meta = Meta(Net(), LOSSES[args.loss], args.inner_lr)
         meta.net.load_state_dict(torch.load(file))
         drawn = Sinusoid(shots, 0, 1, seed=(main.DRAWN, args.seed))
         pre, post = squared_errors(meta, drawn)[:2, 0].sqrt()

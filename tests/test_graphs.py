@@ -1,6 +1,6 @@
 """The three pictures show what was trained and measured, whatever Matplotlib's settings are."""
 
-import matplotlib.style
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -9,6 +9,7 @@ from conftest import contents, leave_only, make_weights
 import main
 from data import Sinusoid
 from meta import Meta
+from net import Net
 
 
 def assert_shown(axes, legend, expected):
@@ -33,9 +34,9 @@ def test_a_test_draws_the_predictions_and_scores(program, figures):
     k_x, k_y, _, _ = drawn.batch([0])
     y = drawn.target([0], x)
     for panel, (label, file) in zip(graph.axes, files.items(), strict=True):
-        meta = Meta()
+        meta = Meta(Net())
         meta.net.load_state_dict(torch.load(file))
-        pred = [p.detach() for p in meta.trajectory(k_x, k_y, x[None], 10)]
+        pred = [meta.net(x[None], meta.adapt(k_x, k_y, steps)).detach() for steps in range(11)]
         errors = " → ".join(f"{(pred[step] - y).norm():.2f}" for step in (0, 1, 10))
         assert panel.get_title() == f"{label}\n√SSE after 0 → 1 → 10 steps: {errors}"
         expected = {"Ground Truth": (x, y), "Pre Update": (x, pred[0])}
@@ -80,15 +81,15 @@ def test_the_steps_graph_shows_means_and_intervals(figures, tmp_path):
 def test_the_loss_graph_shows_losses_means_and_validations(figures, tmp_path, monkeypatch):
     """And which weights are kept, those of the best validation."""
     monkeypatch.setattr(main, "VALIDATE_EVERY", 5)
-    run, iterations = main.Run(Meta()), np.arange(1, 13)
-    run.losses, run.validation_losses = np.geomspace(14, 5.2, 12).tolist(), [np.inf, 6.0, 7.0]
-    means = [np.mean(run.losses[end - 5 : end]) for end in iterations[4:]]
-    main.draw_losses(tmp_path / "loss.png", main.parse(["--epochs", "12", "--loss", "mse"]), run)
+    losses, validations, iterations = np.geomspace(14, 5.2, 12), [np.inf, 6.0, 7.0], range(1, 13)
+    means = [np.mean(losses[end - 5 : end]) for end in iterations[4:]]
+    args = main.parse(["--epochs", "12", "--loss", "mse"])
+    main.draw_losses(tmp_path / "loss.png", args, losses.tolist(), validations)
     (axes,) = figures[0].axes
     expected = {
-        "each meta-batch": (iterations, run.losses),
+        "each meta-batch": (iterations, losses),
         "mean of the last 5 iterations": (iterations[4:], means),
-        "validation, 1,000 tasks": ([5, 10, 12], run.validation_losses),
+        "validation, 1,000 tasks": ([5, 10, 12], validations),
         "weights kept, iteration 10": (10, 6.0),
     }
     assert_shown(axes, axes.get_legend(), expected)
@@ -97,22 +98,33 @@ def test_the_loss_graph_shows_losses_means_and_validations(figures, tmp_path, mo
 
 
 def test_the_loss_graph_of_one_iteration_can_be_read(program, figures, monkeypatch):
-    """The default run, of any length, has a graph with a short name."""
-    monkeypatch.setattr(main, "run_name", lambda args: "k=10")
-    assert program("--epochs 1").code == 0
-    assert set(contents()) == {"res/loss_final.png", "weights/w(k=10).pt"}
+    """The default run has a graph with a short name."""
+    monkeypatch.setitem(main.SETTINGS, "epochs", 1)
+    assert program("").code == 0
+    assert set(contents()) == {"res/loss_final.png", "res/loss_final.csv", "weights/w(k=10).pt"}
     (axes,) = figures[0].axes
     axes.figure.draw_without_rendering()
     assert axes.get_ylabel() == "query loss (√SSE)"
     assert all(tick == round(tick) for tick in axes.get_xticks())
     assert [line.get_marker() for line in axes.get_lines()[2:]] == [".", "*"]  # without a line
+
+
+@pytest.mark.parametrize("highest", [13.1, 14.0, 20.0, 70.0, 1e4, 1e6, 1e13, 1e150])
+def test_the_loss_graph_has_ticks_at_any_range(figures, tmp_path, highest):
+    """A few labels, and a grid."""
+    losses = np.geomspace(13, highest, 30).tolist()
+    main.draw_losses(tmp_path / "loss.png", main.parse(["--epochs", "30"]), losses, [highest])
+    (axes,) = figures[0].axes
+    axes.figure.draw_without_rendering()
     low, high = axes.get_ylim()
-    labels = [label.get_text() for label in axes.get_yticklabels(which="both")]
-    assert sum(low < float(label or "nan") < high for label in labels) > 1
+    ticks = axes.yaxis.get_major_ticks() + axes.yaxis.get_minor_ticks()
+    shown = [tick for tick in ticks if low <= tick.get_loc() <= high]
+    assert 2 <= len({tick.label1.get_text() for tick in shown} - {""}) <= 16
+    assert any(tick.gridline.get_visible() for tick in shown)
 
 
 def test_no_setting_of_the_user_reaches_a_picture(program):
-    """The bytes are the same with any matplotlibrc, and his settings stay as they are."""
+    """The bytes are the same with any matplotlibrc."""
 
     def draw():
         leave_only({})
@@ -122,7 +134,5 @@ def test_no_setting_of_the_user_reaches_a_picture(program):
     plain = draw()
     users = {"font.size": 20, "text.usetex": True, "path.sketch": (1, 100, 2)}
     users |= {"savefig.format": "pdf", "savefig.bbox": "tight", "savefig.dpi": 30}
-    with matplotlib.style.context(["dark_background", users]):
-        before = matplotlib.rcParams.copy()
-        assert draw() == plain
-        assert matplotlib.rcParams.copy() == before
+    matplotlib.rcParams.update({**users, "axes.facecolor": "black"})
+    assert draw() == plain
