@@ -57,6 +57,7 @@ MAX_STEPS = 10  # gradient steps in the evaluation
 GRID = torch.from_numpy(np.linspace(-5.0, 5.0, 50)[:, None])  # (50, 1), the inputs of the test
 CAP = 100.0  # a larger MSE counts as this, so that the mean is finite; predicting 0 gives below 14
 PRETRAINED = "pretrained on all tasks"  # the paper's baseline
+ADVICE = "try a smaller --inner_lr or --outer_lr, or fewer --inner_steps"  # if a run diverges
 
 
 class InputError(Exception):
@@ -179,10 +180,8 @@ def learner(args: argparse.Namespace, device: str) -> Meta:
 
 def train(args: argparse.Namespace, device: str) -> None:
     """Algorithm 1 of the paper, with validation and checkpoints. Its results come at the end."""
-    name = run_name(args)
-    checkpoint = Path("weights", f"checkpoint({name}).pt")
+    checkpoint = Path("weights", f"checkpoint({run_name(args)}).pt")
     settings = {setting: getattr(args, setting) for setting in SETTINGS}
-    advice = "try a smaller --inner_lr or --outer_lr, or fewer --inner_steps"
 
     torch.manual_seed(args.seed)
     meta = learner(args, device)  # line 1
@@ -197,7 +196,7 @@ def train(args: argparse.Namespace, device: str) -> None:
 
     tasks = Sinusoid(args.k_shot, seed=(TRAIN, args.seed))
     batches = meta_batches(tasks, args.batch_size, len(losses), device)
-    schedule = validated(args.epochs)
+    schedule = validation_schedule(args.epochs)
     saved = time.monotonic()
     with tqdm(total=args.epochs, initial=len(losses), unit="it") as bar:
         while len(losses) < args.epochs:  # line 2
@@ -205,7 +204,7 @@ def train(args: argparse.Namespace, device: str) -> None:
             loss = meta(*batch)  # lines 4 to 8
             losses.append(loss)
             if not math.isfinite(loss):
-                raise InputError(f"the loss is {loss} at iteration {len(losses)}: {advice}")
+                raise InputError(f"the loss is {loss} at iteration {len(losses)}: {ADVICE}")
             bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
             bar.update()
             if len(losses) == schedule[len(validations)]:
@@ -226,18 +225,12 @@ def train(args: argparse.Namespace, device: str) -> None:
                 saved = time.monotonic()
 
     if min(validations) == math.inf:
-        raise InputError(f"no validation loss was finite: {advice}")
-    graph = Path("res", "loss_final.png" if name == "k=10" else f"loss_final({name}).png")
-    table = graph.with_suffix(".csv")
-    write(weights_file(args), partial(torch.save, best))
-    write_losses(table, losses, validations)
-    draw_losses(graph, args, losses, validations)
+        raise InputError(f"no validation loss was finite: {ADVICE}")
+    write_results(args, losses, validations, best)
     checkpoint.unlink(missing_ok=True)
-    print(f"weights: {weights_file(args)}, best validation loss: {min(validations):.5g}")
-    print(f"losses: {graph}, {table}; the same command with --test measures the weights")
 
 
-def validated(epochs: int) -> list[int]:
+def validation_schedule(epochs: int) -> list[int]:
     """The iterations of a run that are followed by a validation, the last among them."""
     return [*range(VALIDATE_EVERY, epochs, VALIDATE_EVERY), epochs]
 
@@ -270,7 +263,7 @@ def resume(path: Path, settings: dict, meta: Meta) -> tuple[list, list, dict]:
         if state["settings"] != settings:
             raise ValueError("it has other settings")
         losses, validations = state["losses"].tolist(), state["validations"].tolist()
-        due = [iteration for iteration in validated(epochs) if iteration <= len(losses)]
+        due = [number for number in validation_schedule(epochs) if number <= len(losses)]
         if len(losses) > epochs or len(validations) != len(due):
             raise ValueError(f"it has {len(losses)} losses and {len(validations)} validations")
         meta.net.load_state_dict(state["best"])  # do they fit? Those of now come last
@@ -292,12 +285,22 @@ def shapes(optim: torch.optim.Optimizer) -> list:
     return [[(name, x.shape) for name, x in kept.items()] for kept in optim.state.values()]
 
 
-def write_losses(path: Path, losses: list[float], validations: list[float]) -> None:
-    """The losses of a run as CSV."""
-    at = dict(zip(validated(len(losses)), validations, strict=True))
+def write_results(
+    args: argparse.Namespace, losses: list[float], validations: list[float], best: dict[str, Tensor]
+) -> None:
+    """The weights of a run, its losses as CSV, and their graph."""
+    name = run_name(args)
+    graph = Path("res", "loss_final.png" if name == "k=10" else f"loss_final({name}).png")
+    table = graph.with_suffix(".csv")
+    at = dict(zip(validation_schedule(len(losses)), validations, strict=True))
     rows = [f"{number},{loss},{at.get(number, '')}" for number, loss in enumerate(losses, 1)]
     lines = "\n".join(["iteration,loss,validation_loss", *rows, ""])
-    write(path, lambda file: file.write(lines.encode()))
+
+    write(weights_file(args), partial(torch.save, best))
+    write(table, lambda file: file.write(lines.encode()))
+    draw_losses(graph, args, losses, validations)
+    print(f"weights: {weights_file(args)}, best validation loss: {min(validations):.5g}")
+    print(f"losses: {graph}, {table}; the same command with --test measures the weights")
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -469,10 +472,10 @@ def draw_losses(
     path: Path, args: argparse.Namespace, losses: list[float], validations: list[float]
 ) -> None:
     """Loss against iterations: every meta-batch, their moving average, and the validation tasks."""
-    iterations, count = range(1, len(losses) + 1), len(losses)
-    window = min(VALIDATE_EVERY, (count + 1) // 2)
+    iterations, schedule = range(1, len(losses) + 1), validation_schedule(len(losses))
+    window = min(VALIDATE_EVERY, (len(losses) + 1) // 2)
     smoothed = np.convolve(losses, np.full(window, 1 / window), mode="valid")
-    kept = validated(count)[np.argmin(validations)]
+    kept = schedule[np.argmin(validations)]
     unit = {"rsse": "√SSE", "mse": "MSE"}.get(args.loss, args.loss)
 
     axes = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained").subplots()
@@ -480,7 +483,7 @@ def draw_losses(
     mean = f"mean of the last {window:,} iterations"
     axes.plot(iterations[window - 1 :], smoothed, "C0", label=mean)
     validation = f"validation, {VALIDATION_TASKS:,} tasks"
-    axes.plot(validated(count), validations, "C1.-", markersize=3, label=validation)
+    axes.plot(schedule, validations, "C1.-", markersize=3, label=validation)
     axes.plot(kept, min(validations), "k*", label=f"weights kept, iteration {kept:,}")
 
     axes.set_title(f"Training, {in_words(run_name(args))}", fontsize="medium")

@@ -57,9 +57,9 @@ class Net(nn.Module):
 class AnyNet(nn.Module):
     """Any module that maps (N, inputs) to (N, outputs), as a network for `Meta`.
 
-    There are two exceptions: a module with running statistics, which would mix the tasks, and one
-    with a parameter that the output does not depend on. Both end in an error of PyTorch. The points
-    have to be of the module's precision.
+    Points have to be of the module's precision. The exceptions end in an error of PyTorch: running
+    statistics, as `BatchNorm1d` has by default; recurrent layers and control flow that depends on
+    the data, which `torch.vmap` does not know; parameters that are frozen or change no output.
     """
 
     def __init__(self, module: nn.Module) -> None:
