@@ -1,21 +1,21 @@
 """How long an iteration of training takes, beside the alternatives: python3 tests/benchmark.py
 
-Ten to twenty minutes. Each row runs in its own process, on one thread, without its start-up: it is
-the loop of main.py, with validation and progress bar, around its own gradient. JAX has a loop of
-its own, without these. Printed are medians of µs, and the speed-up over the original's loop without
-its shuffle.
+Ten to twenty minutes; needs JAX. Every row is the same loop around another step, with PyTorch on
+one thread; JAX has a `scan` of its own. The rows are measured in turn, each in its own process,
+round after round. Printed are medians over rounds: the µs, and the speed-up over the first row in
+the same round.
 """
 
-import contextlib
-import importlib.util
 import itertools
 import os
+import platform
+import re
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -23,173 +23,144 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import reference
 import torch
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-import main
-import meta
+from data import Sinusoid, meta_batches
+from meta import Meta
+from net import Net
 
-TASKS = (10, 100, 1_000)
-ROUNDS = 3
-SECONDS = 2.0  # a measurement ends with the first stretch after them
-
-
-def paced(batches: Iterable, stretch: int, scale: int = 1) -> Iterator:
-    """Hand out `batches`, and time the loop that takes them, by stretches of so many.
-
-    The first stretch is not counted. The µs of an iteration are printed at the end; the loop makes
-    `scale` iterations from a batch.
-    """
-    times, begin = [], time.perf_counter()
-    for number, batch in enumerate(batches):
-        if number and number % stretch == 0:
-            times.append(time.perf_counter() - begin)
-            if sum(times[1:]) > SECONDS:
-                break
-            begin = time.perf_counter()
-        yield batch
-    print(1e6 * statistics.median(times[1:]) / stretch / scale, file=sys.__stdout__)
+TASKS, ROUNDS = (10, 100, 1_000), 5
+WARM_UP, SECONDS = 1.0, 2.0  # of a measurement
 
 
-def train(tasks: int, *flags: str, stretch: int = 0) -> None:
-    """The loop of main.py. Up to 100 tasks, a stretch has one validation."""
-    stretch = stretch or min(main.VALIDATE_EVERY, 100_000 // tasks)
-    endless = main.meta_batches
-    main.meta_batches = lambda *args, **options: paced(endless(*args, **options), stretch)
-    with contextlib.suppress(StopIteration):  # main.py doesn't expect its batches to end
-        main.main(["--batch_size", str(tasks), *flags])
+def train(tasks: int, step: Callable, sample: Callable = meta_batches) -> Iterator[list[float]]:
+    """The loop: the loss of one iteration after the other."""
+    for batch in sample(Sinusoid(10), tasks):
+        yield [step(*batch)]
 
 
-def fewer(tasks: int) -> int:
-    """A stretch of at least a fifth of a second for the slow rows."""
-    return max(1, 500 // tasks)
+def with_adam(gradient: Callable) -> Callable:
+    """A step of Adam with a gradient like those of reference.py; it returns the mean loss."""
+    weights = Net().Param
+    adam = torch.optim.Adam(weights.values(), lr=1e-3, fused=True)
+
+    def step(*batch):
+        total, gradients = gradient(weights, *batch)
+        for w, g in zip(weights.values(), gradients, strict=True):
+            w.grad = g
+        adam.step()
+        return total.item() / len(batch[0])
+
+    return step
 
 
-def loop(tasks: int) -> None:
-    """Task by task, with the batches of this project."""
-    meta.Meta.meta_gradient = lambda self, *batch: reference.loop(self.net.Param, *batch)
-    train(tasks, stretch=fewer(tasks))
+def compiled_meta() -> Meta:
+    meta = Meta(Net())
+    meta.compile()
+    return meta
 
 
-def original(tasks: int) -> None:
-    """Task by task; a new DataLoader iterator for every batch shuffles the million tasks."""
+@torch.no_grad()  # `torch.func` records by itself what it differentiates
+def functional(weights: reference.Weights, *batch: torch.Tensor) -> reference.Result:
+    """`torch.func`: the gradient of a vmap over tasks of the loss after one gradient step."""
 
-    def batches(sinusoid, batch_size, *_, **__):
-        def one_by_one(indices: list[int]) -> list[torch.Tensor]:
-            batches = (sinusoid.batch([index]) for index in indices)
-            return [torch.cat(points) for points in zip(*batches, strict=True)]
+    def adapted_loss(theta, k_x, k_y, q_x, q_y):
+        gradient = torch.func.grad(reference.task_loss)(theta, k_x, k_y)
+        fast = [w - 1e-2 * g for w, g in zip(theta, gradient, strict=True)]
+        return reference.task_loss(fast, q_x, q_y)
 
-        loader = DataLoader(range(len(sinusoid)), batch_size, shuffle=True, collate_fn=one_by_one)
-        return (next(iter(loader)) for _ in itertools.count())
+    def batch_loss(theta):
+        return torch.vmap(adapted_loss, in_dims=(None, 0, 0, 0, 0))(theta, *batch).sum()
 
-    main.meta_batches = batches
-    loop(tasks)
-
-
-def functional(tasks: int, *flags: str) -> None:
-    """`torch.func`, all tasks at once; compiled, too, it is compiled together with Adam."""
-    meta.CHUNK = 10**6
-
-    def gradient(self: meta.Meta, *batch: torch.Tensor) -> tuple:
-        weights = {name: p.detach() for name, p in self.net.Param.items()}
-        return reference.functional(weights, *batch)
-
-    meta.Meta.meta_gradient = gradient
-    train(tasks, *flags)
+    gradient, total = torch.func.grad_and_value(batch_loss)(list(weights.values()))
+    return total, tuple(gradient)
 
 
-def scan(tasks: int) -> None:
-    """As JAX's users write it: `jit` of a `scan` over iterations, with the data and Adam inside."""
+def compiled_functional(tasks: int) -> Callable:
+    # As in `Meta.compile`, but with 1,000 tasks at once memory planning would slow it down.
+    options = {"cpp_wrapper": True, "memory_planning": tasks <= 100}
+    return torch.compile(functional, fullgraph=True, dynamic=False, options=options)
+
+
+def shuffled(sinusoid: Sinusoid, tasks: int) -> Iterator[list[torch.Tensor]]:
+    """The meta-batches of the original: each shuffles a million tasks, and samples one by one."""
+    loader = DataLoader(range(len(sinusoid)), tasks, shuffle=True)
+    while True:
+        indices = next(iter(loader)).tolist()
+        samples = [sinusoid.batch([index]) for index in indices]
+        yield [torch.cat(points) for points in zip(*samples, strict=True)]
+
+
+def scan(tasks: int) -> Iterator[list[float]]:
+    """JAX: `jit` of a `scan` over iterations, with Adam inside."""
     import jax
     import jax.numpy as jnp
     from jax.example_libraries import optimizers
 
     jax.config.update("jax_enable_x64", True)
-    length = max(10, 5_000 // tasks)
-    init, update, get_weights = optimizers.adam(1e-3)
+    gradient = jax.value_and_grad(reference.jax_loss())
+    init, update, weights_of = optimizers.adam(1e-3)
 
-    def task_loss(weights, x, y):
-        (w_1, b_1), (w_2, b_2), (w_3, b_3) = weights
-        h = jax.nn.relu(jax.nn.relu(x @ w_1 + b_1) @ w_2 + b_2)
-        return jnp.sqrt(jnp.sum((h @ w_3 + b_3 - y) ** 2))
+    def iteration(state, batch):
+        number, adam = state
+        total, gradients = gradient(weights_of(adam), *batch)
+        return (number + 1, update(number, gradients, adam)), total / tasks
 
-    def adapted_loss(weights, x, y):
-        gradients = jax.grad(task_loss)(weights, x[:10], y[:10])
-        fast = jax.tree.map(lambda w, g: w - 1e-2 * g, weights, gradients)
-        return task_loss(fast, x[10:], y[10:])
-
-    def iteration(state, key):
-        step, adam = state
-        keys = jax.random.split(key, 3)
-        amplitude = jax.random.uniform(keys[0], (tasks, 1, 1), minval=0.1, maxval=5.0)
-        phase = jax.random.uniform(keys[1], (tasks, 1, 1), maxval=jnp.pi)
-        x = jax.random.uniform(keys[2], (tasks, 25, 1), minval=-5.0, maxval=5.0)
-        y = amplitude * jnp.sin(x + phase)
-
-        def batch_loss(weights):
-            return jax.vmap(adapted_loss, (None, 0, 0))(weights, x, y).sum()
-
-        loss, gradients = jax.value_and_grad(batch_loss)(get_weights(adam))
-        return (step + 1, update(step, gradients, adam)), loss / tasks
-
-    @jax.jit
-    def iterations(state, key):
-        return jax.lax.scan(iteration, state, jax.random.split(key, length))
-
-    keys = (jax.random.key(number) for number in itertools.count())
-    draw = jax.nn.initializers.he_uniform(dtype=float)
-    layers = ((1, 40), (40, 40), (40, 1))
-    state = 0, init([(draw(next(keys), size), jnp.zeros(size[1])) for size in layers])
-    for key in paced(keys, stretch=1, scale=length):
-        state, losses = iterations(state, key)
-        losses.tolist()
+    iterations = jax.jit(lambda state, batches: jax.lax.scan(iteration, state, batches))
+    state = 0, init({name: jnp.asarray(w.detach().numpy()) for name, w in Net().Param.items()})
+    batches = meta_batches(Sinusoid(10), tasks)
+    while True:
+        some = itertools.islice(batches, max(10, 5_000 // tasks))
+        stacks = [jnp.asarray(torch.stack(points).numpy()) for points in zip(*some, strict=True)]
+        state, losses = iterations(state, stacks)
+        yield losses.tolist()
 
 
-BASELINE = "loop over tasks, no shuffle"
-ROWS: dict[str, tuple[Callable, tuple[str, ...], dict[str, str]]] = {
-    "the original's loop, with its shuffle": (original, (), {}),
-    BASELINE: (loop, (), {}),
-    "`torch.func`": (functional, (), {}),
-    "`torch.func`, compiled": (functional, ("--compile",), {}),
-    "**this project**": (train, (), {}),
-    "**`--compile`**": (train, ("--compile",), {}),
-    "JAX, one thread": (scan, (), {"NPROC": "1"}),
-    "JAX, its own choice of threads": (scan, (), {}),
+BASELINE, ONE_THREAD = "loop over tasks", "JAX, one thread"
+ROWS: dict[str, Callable[[int], Iterator[list[float]]]] = {
+    BASELINE: lambda n: train(n, with_adam(reference.loop)),
+    "the original's shuffle re-enacted": lambda n: train(n, with_adam(reference.loop), shuffled),
+    "`torch.func`": lambda n: train(n, with_adam(functional)),
+    "`torch.func`, compiled": lambda n: train(n, with_adam(compiled_functional(n))),
+    "**this project**": lambda n: train(n, Meta(Net())),
+    "**this project, `--compile`**": lambda n: train(n, compiled_meta()),
+    ONE_THREAD: scan,
+    "JAX, its own choice of threads": scan,
 }
 
 
 def measure(row: str, tasks: int) -> float:
-    """The µs of an iteration, from a process of its own in an empty folder."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", **ROWS[row][2]}
-    environment.pop("OMP_NUM_THREADS", None)  # which main.py would follow
-    command = [sys.executable, str(Path(__file__).resolve()), row, str(tasks)]
-    with tempfile.TemporaryDirectory() as folder:
-        options = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
-        process = subprocess.run(command, **options)
-    if process.returncode != 0:
-        sys.exit(f"{row}, {tasks} tasks: {process.stderr}")
-    return float(process.stdout.split()[-1])
-
-
-def benchmark() -> None:
-    rows = [row for row in ROWS if "JAX" not in row or importlib.util.find_spec("jax")]
-    times: dict[tuple[str, int], list[float]] = {}
-    for tasks, _, row in itertools.product(TASKS, range(ROUNDS), rows):
-        times.setdefault((row, tasks), []).append(measure(row, tasks))
-    medians = {key: statistics.median(rounds) for key, rounds in times.items()}
-    print("| µs |", *(f"{tasks:,} tasks |" for tasks in TASKS))
-    print("|---" * (len(TASKS) + 1) + "|")
-    for row in rows:
-        cells = []
-        for tasks in TASKS:
-            ratio = medians[BASELINE, tasks] / medians[row, tasks]
-            cells.append(f"{medians[row, tasks]:,.0f} ({ratio:.2g} ×)")
-        print("|", " | ".join([row, *cells]), "|")
-    print(f"\nPyTorch {torch.__version__}, {os.cpu_count()} cores")
+    """The µs of an iteration, after the first ones."""
+    torch.set_num_threads(1)
+    if row == ONE_THREAD:
+        os.environ["NPROC"] = "1"
+    losses = ROWS[row](tasks)
+    next(losses)  # may compile
+    for seconds in (WARM_UP, SECONDS):
+        iterations, begin = 0, time.perf_counter()
+        while (passed := time.perf_counter() - begin) < seconds:
+            iterations += len(next(losses))
+    return 1e6 * passed / iterations
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        with contextlib.redirect_stdout(sys.stderr):  # the standard output is for `paced`
-            loop_of_row, flags, _ = ROWS[sys.argv[1]]
-            loop_of_row(int(sys.argv[2]), *flags)
-    else:
-        benchmark()
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    times = {case: [] for case in itertools.product(ROWS, TASKS)}
+    for tasks, _, row in tqdm(list(itertools.product(TASKS, range(ROUNDS), ROWS))):
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # of its own
+            times[row, tasks].append(process.submit(measure, row, tasks).result())
+
+    print("| µs |", *(f"{tasks:,} tasks |" for tasks in TASKS))
+    print("|---" * (len(TASKS) + 1) + "|")
+    for row in ROWS:
+        cells = [row]
+        for tasks in TASKS:
+            pairs = zip(times[BASELINE, tasks], times[row, tasks], strict=True)
+            ratio = statistics.median(baseline / ours for baseline, ours in pairs)
+            cells.append(f"{statistics.median(times[row, tasks]):,.0f} ({ratio:.2g} ×)")
+        print("|", " | ".join(cells), "|")
+
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    processor = model[1] if model else platform.processor()
+    print(f"\nPyTorch {torch.__version__}, {os.cpu_count()} cores, {processor}")

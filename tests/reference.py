@@ -1,15 +1,17 @@
-"""The meta-gradient in four other ways, to hold the project's own against.
+"""The meta-gradient in three other ways, to hold the project's own against.
 
-None of them shares code with net.py and meta.py.
+None of them shares code with net.py and meta.py. `pytest tests/test_gradient.py` compares them.
 
-- `loop` is Algorithm 1 as a newcomer would write it, one task at a time.
-- `functional` is the same in `torch.func`.
+- `loop` is Algorithm 1 of the paper as one would write it down, one task at a time: start here.
 - `in_jax` is the same in JAX, whose automatic differentiation is not PyTorch's.
 - `by_hand` uses no automatic differentiation at all.
 
-Weights are dictionaries with the names of `Net.Param`, and batches are as `Meta` takes them. Each
-function returns the sum over tasks of the query losses and its gradient, a tensor for each weight.
+Weights are a dictionary: w_1, b_1, w_2, b_2, w_3, b_3. Support points k_x and k_y are
+(tasks, K, 1), query points q_x and q_y are (tasks, Q, 1). Each function returns the sum over tasks
+of the query losses and its gradient, a tensor for each weight.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,38 +19,6 @@ from torch.nn.functional import linear, mse_loss, relu
 
 Weights = dict[str, Tensor]
 Result = tuple[Tensor, tuple[Tensor, ...]]
-
-
-def predict_task(weights: Weights, x: Tensor) -> Tensor:
-    """The prediction for one task: (N, 1) -> (N, 1)."""
-    h = relu(linear(x, weights["w_1"], weights["b_1"]))
-    h = relu(linear(h, weights["w_2"], weights["b_2"]))
-    return linear(h, weights["w_3"], weights["b_3"])
-
-
-def task_loss(weights: Weights, x: Tensor, y: Tensor, loss: str = "rsse") -> Tensor:
-    """The loss of one task: x, y (N, 1) -> ()."""
-    pred = predict_task(weights, x)
-    return mse_loss(pred, y, reduction="sum").sqrt() if loss == "rsse" else mse_loss(pred, y)
-
-
-def adapt_task(
-    weights: Weights,
-    k_x: Tensor,
-    k_y: Tensor,
-    inner_lr: float,
-    steps: int,
-    loss: str,
-    first_order: bool,
-) -> Weights:
-    """Algorithm 1, lines 5 and 6, for one task."""
-    for _ in range(steps):
-        support_loss = task_loss(weights, k_x, k_y, loss)
-        values = list(weights.values())
-        gradients = torch.autograd.grad(support_loss, values, create_graph=not first_order)
-        pairs = zip(weights.items(), gradients, strict=True)
-        weights = {name: w - inner_lr * g for (name, w), g in pairs}
-    return weights
 
 
 def loop(
@@ -62,38 +32,42 @@ def loop(
     loss: str = "rsse",
     first_order: bool = False,
 ) -> Result:
-    """A Python loop over the tasks; `weights` must require gradients."""
+    """Lines 4 to 8 of Algorithm 1, one task at a time. The weights must require gradients."""
+    theta = list(weights.values())
     total = 0
+
+    # Line 4: for all tasks.
     for task in range(len(k_x)):
-        fast = adapt_task(weights, k_x[task], k_y[task], inner_lr, steps, loss, first_order)
+        fast = theta
+
+        for _ in range(steps):
+            # Line 5: evaluate the gradient of the loss on the K support points. `create_graph`
+            # records how it depends on θ, because line 8 differentiates through it.
+            support_loss = task_loss(fast, k_x[task], k_y[task], loss)
+            gradient = torch.autograd.grad(support_loss, fast, create_graph=not first_order)
+
+            # Line 6: θ' = θ − α ∇L(θ). These are the task's own weights.
+            fast = [w - inner_lr * g for w, g in zip(fast, gradient, strict=True)]
+
+        # Line 8: the sum over tasks of the losses of θ' on the query points, …
         total = total + task_loss(fast, q_x[task], q_y[task], loss)
-    return total, torch.autograd.grad(total, list(weights.values()))
+
+    # … and its gradient with respect to θ, the meta-gradient.
+    return total, torch.autograd.grad(total, theta)
 
 
-def functional(
-    weights: Weights,
-    k_x: Tensor,
-    k_y: Tensor,
-    q_x: Tensor,
-    q_y: Tensor,
-    inner_lr: float = 1e-2,
-    loss: str = "rsse",
-) -> Result:
-    """`torch.func`: the gradient of a vmap over tasks of the loss after one gradient step."""
+def task_loss(weights: list[Tensor], x: Tensor, y: Tensor, loss: str = "rsse") -> Tensor:
+    """The loss of one task: two (N, 1) -> ()."""
+    pred = predict(weights, x)
+    return mse_loss(pred, y, reduction="sum").sqrt() if loss == "rsse" else mse_loss(pred, y)
 
-    def adapted_loss(
-        weights: Weights, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor
-    ) -> Tensor:
-        gradients = torch.func.grad(task_loss)(weights, k_x, k_y, loss)
-        fast = {name: w - inner_lr * gradients[name] for name, w in weights.items()}
-        return task_loss(fast, q_x, q_y, loss)
 
-    def batch_loss(weights: Weights) -> Tensor:
-        losses = torch.vmap(adapted_loss, in_dims=(None, 0, 0, 0, 0))(weights, k_x, k_y, q_x, q_y)
-        return losses.sum()
-
-    gradients, total = torch.func.grad_and_value(batch_loss)(weights)
-    return total, tuple(gradients.values())
+def predict(weights: list[Tensor], x: Tensor) -> Tensor:
+    """The prediction for one task: (N, 1) -> (N, 1)."""
+    w_1, b_1, w_2, b_2, w_3, b_3 = weights
+    h = relu(linear(x, w_1, b_1))
+    h = relu(linear(h, w_2, b_2))
+    return linear(h, w_3, b_3)
 
 
 def in_jax(
@@ -107,7 +81,26 @@ def in_jax(
     loss: str = "rsse",
     first_order: bool = False,
 ) -> Result:
-    """JAX: the gradient of a vmap over tasks of the loss after `steps` gradient steps."""
+    """JAX: the gradient of `jax_loss`."""
+    import jax
+    import jax.numpy as jnp
+
+    def to_torch(array: jax.Array) -> Tensor:
+        return torch.tensor(array.tolist(), dtype=torch.float64)
+
+    with jax.enable_x64(True):
+        arrays = {name: jnp.asarray(w.detach().numpy()) for name, w in weights.items()}
+        batch = (jnp.asarray(points.numpy()) for points in (k_x, k_y, q_x, q_y))
+        batch_loss = jax_loss(inner_lr, steps, loss, first_order)
+        total, gradients = jax.jit(jax.value_and_grad(batch_loss))(arrays, *batch)
+        # JAX sorts the names.
+        return to_torch(total), tuple(to_torch(gradients[name]) for name in weights)
+
+
+def jax_loss(
+    inner_lr: float = 1e-2, steps: int = 1, loss: str = "rsse", first_order: bool = False
+) -> Callable:
+    """A function of JAX: weights, k_x, k_y, q_x, q_y -> the sum over tasks of the query losses."""
     import jax
     import jax.numpy as jnp
     from jax import Array
@@ -129,15 +122,7 @@ def in_jax(
     def batch_loss(weights: dict, *batch: Array) -> Array:
         return jax.vmap(adapted_loss, in_axes=(None, 0, 0, 0, 0))(weights, *batch).sum()
 
-    def to_torch(array: Array) -> Tensor:
-        return torch.tensor(array.tolist(), dtype=torch.float64)
-
-    with jax.enable_x64(True):
-        arrays = {name: jnp.asarray(w.detach().numpy()) for name, w in weights.items()}
-        batch = (jnp.asarray(points.numpy()) for points in (k_x, k_y, q_x, q_y))
-        total, gradients = jax.jit(jax.value_and_grad(batch_loss))(arrays, *batch)
-        # JAX sorts the names.
-        return to_torch(total), tuple(to_torch(gradients[name]) for name in weights)
+    return batch_loss
 
 
 @torch.no_grad()
