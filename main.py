@@ -258,13 +258,13 @@ def resume(path: Path, settings: dict, meta: Meta) -> tuple[list, list, dict]:
     """
     if not path.exists():
         raise InputError(f"no checkpoint {path}: leave out --resume to start a run")
-    state, epochs = read(path), settings["epochs"]
+    state = read(path)
     try:
         if state["settings"] != settings:
             raise ValueError("it has other settings")
         losses, validations = state["losses"].tolist(), state["validations"].tolist()
-        due = [number for number in validation_schedule(epochs) if number <= len(losses)]
-        if len(losses) > epochs or len(validations) != len(due):
+        schedule = validation_schedule(settings["epochs"])
+        if len(validations) != sum(iteration <= len(losses) for iteration in schedule):
             raise ValueError(f"it has {len(losses)} losses and {len(validations)} validations")
         meta.net.load_state_dict(state["best"])  # do they fit? Those of now come last
         for p in meta.parameters():
