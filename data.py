@@ -32,7 +32,7 @@ class Sinusoid:
         q_query: query points of a task, Q.
         num_tasks: number of tasks.
         seed: an integer, or several that together name a stream, as for `np.random.default_rng`.
-            The streams of main.py have several; no integer alone is one of them.
+            The streams of main.py are sequences; no integer alone is one of them.
 
     Raises a `ValueError` if there is no support point or no task.
     """

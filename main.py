@@ -6,7 +6,6 @@ python3 main.py --test    measures the trained weights on 10,000 test tasks and
 """
 
 import argparse
-import contextlib
 import io
 import math
 import os
@@ -25,7 +24,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator
+from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -263,8 +262,9 @@ def resume(path: Path, settings: dict, meta: Meta) -> tuple[list, list, dict]:
         if state["settings"] != settings:
             raise ValueError("it has other settings")
         losses, validations = state["losses"].tolist(), state["validations"].tolist()
-        schedule = validation_schedule(settings["epochs"])
-        if len(validations) != sum(iteration <= len(losses) for iteration in schedule):
+        epochs = settings["epochs"]
+        due = [number for number in validation_schedule(epochs) if number <= len(losses)]
+        if len(losses) > epochs or len(validations) != len(due):
             raise ValueError(f"it has {len(losses)} losses and {len(validations)} validations")
         meta.net.load_state_dict(state["best"])  # do they fit? Those of now come last
         for p in meta.parameters():
@@ -280,9 +280,9 @@ def resume(path: Path, settings: dict, meta: Meta) -> tuple[list, list, dict]:
     return losses, validations, state["best"]
 
 
-def shapes(optim: torch.optim.Optimizer) -> list:
+def shapes(optim: torch.optim.Optimizer) -> dict:
     """What an optimizer keeps for each parameter, by name and shape."""
-    return [[(name, x.shape) for name, x in kept.items()] for kept in optim.state.values()]
+    return {p: {name: x.shape for name, x in kept.items()} for p, kept in optim.state.items()}
 
 
 def write_results(
@@ -343,8 +343,7 @@ def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
     except OSError as error:
         raise OSError(f"{path} can't be written: {error.strerror}") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 # Evaluation ---------------------------------------------------------------------------------------
@@ -457,9 +456,9 @@ def table(scores: Mapping[str, Tensor]) -> str:
     """The scores of `summarize` as lines to print."""
     lines = [f"gradient steps   rsse of {len(GRID)} points                MSE   median MSE"]
     for step in (0, 1, 2, 3, 5, MAX_STEPS):
-        rsse, rsse_ci, mse, mse_ci, median, _ = (values[step] for values in scores.values())
-        means = f"{rsse:9.3f} +- {rsse_ci:5.3f}   {mse:7.3f} +- {mse_ci:5.3f}"
-        lines.append(f"{step:14}   {means}   {median:10.3f}")
+        row = "{rsse:9.3f} +- {rsse_ci:5.3f}   {mse:7.3f} +- {mse_ci:5.3f}   {median:10.3f}"
+        values = {name: values[step] for name, values in scores.items()}
+        lines.append(f"{step:14}   {row.format(**values)}")
     capped = int(scores["capped"].max())
     lines.append(f"tasks capped at MSE {CAP:g}: at most {capped} of {TEST_TASKS} after any step")
     return "\n".join(lines)
@@ -488,11 +487,11 @@ def draw_losses(
 
     axes.set_title(f"Training, {in_words(run_name(args))}", fontsize="medium")
     axes.set(xlabel="iteration of the outer loop", ylabel=f"query loss ({unit})")
-    # Beyond four decades, the powers of ten are enough. Below half of one, more labels are needed.
-    is_wide = max(losses) > 1e4 * min(losses)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if is_wide else (1, 2, 3, 5)))
+    # Beyond four decades, the powers of ten are enough. Within half of one, all ticks are labelled.
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 1e4 * low else (1, 2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(0.5, 0.5)))
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 4.1 * low else "")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper right").get_lines()[0].set(linewidth=6)
@@ -521,10 +520,9 @@ def draw_graph(path: Path, title: str, points: Sequence, y: Tensor, curves: Mapp
         errors = f"{pre:.2f} → {post:.2f} → {last:.2f}"
         steps = f"√SSE after 0 → 1 → {MAX_STEPS} steps: {errors}"
         axes.set_title(f"{label}\n{steps}", fontsize="medium")
-        axes.set(xlabel="x")
+        axes.set(xlabel="x", ylim=panels[0].get_ylim())  # the first sets the frame of all
         axes.grid(alpha=0.3)
-        if axes is panels[0]:  # the first sets the frame, which other curves may leave
-            axes.set(ylabel="y", ylim=axes.get_ylim())
+    panels[0].set(ylabel="y")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     write(path, figure.savefig)
 

@@ -41,9 +41,11 @@ class Meta(nn.Module):
         super().__init__()
         self.net, self.loss, self.inner_lr = net, loss, inner_lr
         self.inner_steps, self.first_order = inner_steps, first_order
-        self.params = list(net.parameters())
+        self.params = list(self.parameters())
+        for p in self.params:
+            p.data = p.data.contiguous()  # as gradients are: the fused Adam pairs them in memory
         self.outer_optim = torch.optim.Adam(self.params, lr=outer_lr, fused=True)
-        self.gradient = Meta.meta_gradient  # or what `compile` makes of it
+        self.gradient = type(self).meta_gradient  # or what `compile` makes of it
 
     def task_losses(self, x: Tensor, y: Tensor, fast: Fast) -> Tensor:
         """The loss of every task at its points x and y, with its own fast weights: (tasks,).
@@ -92,7 +94,7 @@ class Meta(nn.Module):
     def meta_gradient(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The sum over tasks of the query losses of k_x, k_y, q_x, q_y, and its gradient in θ.
 
-        The gradient has the order of `net.parameters()`.
+        The gradient has the order of `parameters()`.
         """
         loss = self.query_loss(*batch).sum()
         return loss.detach(), torch.autograd.grad(loss, self.params)
@@ -117,9 +119,8 @@ class Meta(nn.Module):
         torch._dynamo.config.trace_autograd_ops = True  # the gradients inside of it, too
         on_cpu = self.params[0].device.type == "cpu"
         options = {"cpp_wrapper": True, "memory_planning": True} if on_cpu else {}  # a fifth faster
-        self.gradient = torch.compile(
-            Meta.meta_gradient, fullgraph=True, dynamic=False, options=options
-        )
+        plain = type(self).meta_gradient  # unbound, so that a copy of the learner trains itself
+        self.gradient = torch.compile(plain, fullgraph=True, dynamic=False, options=options)
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -40,7 +40,7 @@ class Net(nn.Module):
     @property
     def Param(self) -> dict[str, nn.Parameter]:
         """The parameters by name: w_1, b_1, w_2, b_2, w_3, b_3."""
-        return dict(self._parameters)  # `named_parameters` takes twenty times as long
+        return dict(self.named_parameters(recurse=False))
 
     def expand(self, tasks: int) -> dict[str, Tensor]:
         """The parameters repeated for every task, without a copy: w_1 (tasks, 40, 1), …"""

@@ -25,7 +25,7 @@ from net import Net
 
 ROOT = Path(main.__file__).parent
 # No more of the user's set-up reaches the tests, nor the processes that they start.
-for name in ("OMP_NUM_THREADS", "TQDM_DISABLE", "PYTHONOPTIMIZE"):
+for name in ("OMP_NUM_THREADS", *(name for name in os.environ if name.startswith("TQDM_"))):
     os.environ.pop(name, None)
 os.environ["COLUMNS"] = "100"
 torch.set_num_threads(1)

@@ -83,7 +83,7 @@ CHANGES = {
         lambda x: {**x, "state": {**x["state"], 2: without(x["state"][2], "step")}},
         lambda x: {**x, "param_groups": []},
     ],
-    "losses": [lambda x: x[:-3], lambda x: torch.ones(13), Tensor.tolist],
+    "losses": [lambda x: x[:-3], Tensor.tolist],
     "validations": [lambda x: x[:0], lambda x: torch.ones(2), Tensor.item],
     "best": [lambda x: without(x, "w_3"), lambda x: {**x, "w_3": x["w_3"].mT}, lambda _: {}],
 }
@@ -97,6 +97,11 @@ def test_a_checkpoint_of_another_run_is_refused(program, stopped, part, change):
     content = saved({**stopped, part: change(stopped[part])})
     assert refusal(program, content).startswith("does not fit this run: ")
     assert refusal(program, saved(without(stopped, part))) == f"does not fit this run: '{part}'"
+
+
+def test_a_checkpoint_with_more_iterations_than_the_run_is_refused(program, stopped):
+    content = saved({**stopped, "losses": torch.ones(13), "validations": torch.ones(3)})
+    assert "it has 13 losses and 3 validations" in refusal(program, content)
 
 
 def test_another_file_is_refused(program, stopped):

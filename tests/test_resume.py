@@ -84,16 +84,6 @@ def test_any_optimizer_resumes_bit_for_bit(program, monkeypatch):
     assert "does not fit this run" in program(RESUME).refusal
 
 
-def test_a_result_that_cannot_be_written_costs_one_line(program, whole):
-    """The last checkpoint remains, from which the run ends as it should."""
-    Path(GRAPH).mkdir()  # a folder, which no file can replace
-    assert program(SHORT).refusal.startswith(f"main.py: {GRAPH} can't be written: ")
-    os.rmdir(GRAPH)
-    assert CHECKPOINT in contents()
-    assert program(RESUME).code == 0
-    assert contents() == whole
-
-
 @needs_compiler
 def test_a_compiled_run_resumes_bit_for_bit(program):
     """A compiled run resumes bit for bit, and may be resumed without the compiler, too."""
@@ -108,19 +98,6 @@ def test_a_compiled_run_resumes_bit_for_bit(program):
     assert program(RESUME).code == 0
     assert contents() != whole  # the compiler rounds in other places
     torch.testing.assert_close(torch.load(WEIGHTS), weights, rtol=0, atol=1e-9)
-
-
-def test_a_validation_that_is_not_finite_is_resumed(program, monkeypatch):
-    monkeypatch.setattr(main, "VALIDATE_EVERY", 1)
-    diverging = f"{SHORT} --inner_lr 1e50"
-    assert program(diverging).code == 0
-    whole = contents()
-    leave_only({})
-    assert program(diverging, interrupt_at=8).code == 130
-    (checkpoint,) = contents()
-    assert torch.load(checkpoint)["validations"].isinf().any()
-    assert program(f"{diverging} --resume").code == 0
-    assert contents() == whole
 
 
 def test_checkpoints_come_by_the_clock(program, monkeypatch):
