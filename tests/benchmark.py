@@ -1,6 +1,6 @@
 """How long an iteration of training takes, beside the alternatives: python3 tests/benchmark.py
 
-Ten to twenty minutes; needs JAX. Every row is the same loop around another step, with PyTorch on
+Ten minutes; needs JAX. Every row is the same loop around another step, with PyTorch on
 one thread; JAX has a `scan` of its own. The rows are measured in turn, each in its own process,
 round after round. Printed are medians over rounds: the µs, and the speed-up over the first row in
 the same round.
@@ -29,7 +29,7 @@ from data import Sinusoid, meta_batches
 from meta import Meta
 from net import Net
 
-TASKS, ROUNDS = (10, 100, 1_000), 5
+TASKS, ROUNDS = (10, 100, 1_000), 3
 WARM_UP, SECONDS = 1.0, 2.0  # of a measurement
 
 
