@@ -120,7 +120,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(**SETTINGS)
 
     add = parser.add_argument_group("what to do").add_argument
-    add("--compile", action="store_true", help="train up to four times as fast, after a slow start")
+    add("--compile", action="store_true", help="train about twice as fast, after a slow start")
     add("--resume", action="store_true", help="resume a run that was stopped")
     add("--test", action="store_true", help="measure the trained weights and draw graphs")
     shots = "with --test: support points in the test, if not those of --k_shot"

@@ -1,6 +1,6 @@
 """Which runs get stuck? What --seed sets, taken apart: initial weights and training tasks.
 
-python3 res/stuck.py    trains 60 times, in an hour on two cores, and writes res/stuck.csv
+python3 res/stuck.py    trains 60 times, within an hour on two cores, and writes res/stuck.csv
 
 Every run is the default one, compiled: with the initial weights of one seed and the training tasks
 of another, first-order and with the exact gradient. A run is stuck if its lowest validation loss is
