@@ -80,8 +80,9 @@ def meta_batches(
 ) -> Iterator[Batch]:
     """The meta-batches of iterations `start`, `start` + 1, and so on without end.
 
-    A meta-batch depends on the seed of `tasks` and on the number of its iteration alone. The tasks
-    are i.i.d., so their own order is as good as a shuffled one. After the last comes the first.
+    A meta-batch depends on the seed of `tasks`, the number of its iteration and the sizes alone:
+    `batch_size`, K, Q and how many tasks there are. The tasks are i.i.d., so their own order is as
+    good as a shuffled one. After the last comes the first.
     Raises a `ValueError` if a meta-batch has no task.
     """
     if batch_size < 1:
