@@ -9,6 +9,7 @@ import argparse
 import io
 import math
 import os
+import re
 import sys
 import time
 import zipfile
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import Sinusoid, meta_batches
-from meta import Meta, chunks
+from meta import CHUNK, Meta, chunks
 from net import LOSSES, Net
 
 # The settings of a run and their defaults. Those that are changed name its files.
@@ -43,7 +44,10 @@ SETTINGS = {
     "loss": "rsse",
     "inner_steps": 1,
     "first_order": False,
+    "name": "",
 }
+
+Tasks = Sinusoid  # the curves of training, validation, test and picture
 
 # Independent random streams, told apart by the first word of their seeds. Training tasks and the
 # drawn task follow --seed, as the initial weights do. All runs share validation and test tasks.
@@ -56,11 +60,10 @@ MAX_STEPS = 10  # gradient steps in the evaluation
 GRID = torch.from_numpy(np.linspace(-5.0, 5.0, 50)[:, None])  # (50, 1), the inputs of the test
 CAP = 100.0  # a larger MSE counts as this, so that the mean is finite; predicting 0 gives below 14
 PRETRAINED = "pretrained on all tasks"  # the paper's baseline
-ADVICE = "try a smaller --inner_lr or --outer_lr, or fewer --inner_steps"  # if a run diverges
 
 
-class InputError(Exception):
-    """What the user gave can't be used; the message is one sentence that says why."""
+class Failure(Exception):
+    """The command can't do what it is asked; the message is one sentence that says why."""
 
 
 # Command line -------------------------------------------------------------------------------------
@@ -69,8 +72,6 @@ class InputError(Exception):
 def main(argv: Sequence[str] | None = None) -> None:
     """Train or test. Exits with 2 where it can't do what it is asked, and with 130 after Ctrl-C."""
     args = parse(argv)
-    matplotlib.rcdefaults()  # pictures are the same, whatever the user's settings
-    matplotlib.rcParams["text.parse_math"] = False  # a $ in a file name is not math
     # A second thread makes one run a little faster, and two runs on two cores many times slower.
     if not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)
@@ -78,11 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(*(f"{key}={value}" for key, value in vars(args).items()), f"device={device}")
     command = test if args.test else train
     try:
-        command(args, device)
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()  # pictures are the same, whatever the user's settings
+            matplotlib.rcParams["text.parse_math"] = False  # a $ in a file name is not math
+            command(args, device)
     except KeyboardInterrupt:
-        advice = "; --resume goes on from the last checkpoint, if there is one"
-        fail(f"interrupted{'' if args.test else advice}", code=130)
-    except (InputError, OSError) as error:
+        hint = "; --resume goes on from the last checkpoint, if there is one"
+        fail(f"interrupted{'' if args.test else hint}", code=130)
+    except (Failure, OSError) as error:
         fail(str(error))
     except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, for example
         fail(f"--compile failed: {str(error).splitlines()[0]}")
@@ -99,54 +103,47 @@ def in_one_line(error: Exception) -> str:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags. What can't be used costs one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(
-        description="MAML on K-shot sinusoid regression (Finn, Abbeel and Levine, ICML 2017).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument_group("training settings, which name the files of a run").add_argument
-    add("--epochs", type=above(0), metavar="N", help="iterations of the outer loop")
-    add("--batch_size", type=above(0), metavar="N", help="tasks in a meta-batch")
-    add("--k_shot", type=above(0), metavar="N", help="support points of a task, K")
-    rate = {"type": above(0, kind=float), "metavar": "LR"}
-    add("--inner_lr", **rate, help="step size of the inner loop, alpha")
-    add("--outer_lr", **rate, help="Adam's step size, outer loop, beta")
-    seed = "seed of the initial weights, the training tasks and the drawn task"
-    add("--seed", type=above(-1, below=2**32), metavar="N", help=seed)
-    add("--loss", choices=LOSSES, help="root of the summed squared error, or mean squared error")
-    steps = "gradient steps in training; 0: the pretrained baseline"
-    add("--inner_steps", type=above(-1), metavar="N", help=steps)
-    add("--first_order", action="store_true", help="drop the second derivatives: FOMAML")
-    parser.set_defaults(**SETTINGS)
+    description = "MAML on K-shot sinusoid regression (Finn, Abbeel and Levine, ICML 2017)."
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    group = parser.add_argument_group("training settings, which name the files of a run")
+
+    def add(name: str, meaning: str, **options: object) -> None:
+        default = SETTINGS[name]
+        options = options or {"type": type(default)}
+        meaning = f"{meaning} (default: {default!r})"
+        group.add_argument(f"--{name}", default=default, help=meaning, **options)
+
+    add("epochs", "iterations of the outer loop")
+    add("batch_size", "tasks in a meta-batch")
+    add("k_shot", "support points of a task, K")
+    add("inner_lr", "step size of the inner loop, alpha")
+    add("outer_lr", "Adam's step size, outer loop, beta")
+    add("seed", "seed of the initial weights, the training tasks and the drawn task")
+    add("loss", "root of the summed squared error, or mean squared error", choices=LOSSES)
+    add("inner_steps", "gradient steps in training; 0: the pretrained baseline")
+    add("first_order", "drop the second derivatives: FOMAML", action="store_true")
+    add("name", "label of an experiment: letters, digits, - and _")
 
     add = parser.add_argument_group("what to do").add_argument
     add("--compile", action="store_true", help="train about twice as fast, after a slow start")
     add("--resume", action="store_true", help="resume a run that was stopped")
     add("--test", action="store_true", help="measure the trained weights and draw graphs")
-    shots = "with --test: support points in the test, if not those of --k_shot"
-    add("--test_shots", type=above(0), metavar="N", help=shots)
-    file = "with --test: measure the weights in FILE instead"
-    add("--weights", type=Path, metavar="FILE", help=file)
+    add("--test_shots", type=int, help="with --test: support points, if not those of --k_shot")
+    file = "with --test: measure this file; files of one name, without its ending, share graphs"
+    add("--weights", type=Path, help=file)
 
     args = parser.parse_args(argv)
     if args.test and (args.compile or args.resume):
         parser.error("--test can't be combined with --compile or --resume")
-    if not args.test and (args.test_shots or args.weights):
+    if not args.test and (args.test_shots is not None or args.weights):
         parser.error("--test_shots and --weights need --test")
+    for flag, value in vars(args).items():
+        lowest = 1 if flag in ("epochs", "batch_size", "k_shot", "test_shots") else 0
+        if isinstance(value, int | float) and not value >= lowest:  # nor NaN
+            parser.error(f"--{flag} must be at least {lowest}, not {value}")
+    if not re.fullmatch("[A-Za-z0-9_-]*", args.name):
+        parser.error(f"--name has only letters, digits, - and _, not {args.name!r}")
     return args
-
-
-def above(bound: int, below: float = math.inf, kind: type = int) -> Callable[[str], float]:
-    """An argparse type: a number between these two."""
-
-    def number(text: str) -> float:
-        if not bound < kind(text) < below:
-            words = f"must be above {bound} and below {below}, not {text}"
-            raise argparse.ArgumentTypeError(words)
-        return kind(text)
-
-    number.__name__ = kind.__name__  # for argparse's own sentence, "invalid int value: 'ten'"
-    return number
 
 
 def run_name(args: argparse.Namespace) -> str:
@@ -180,20 +177,23 @@ def learner(args: argparse.Namespace, device: str) -> Meta:
 def train(args: argparse.Namespace, device: str) -> None:
     """Algorithm 1 of the paper, with validation and checkpoints. Its results come at the end."""
     checkpoint = Path("weights", f"checkpoint({run_name(args)}).pt")
-    settings = {setting: getattr(args, setting) for setting in SETTINGS}
-
     torch.manual_seed(args.seed)
     meta = learner(args, device)  # line 1
+    tasks = Tasks(args.k_shot, seed=(TRAIN, args.seed))
+    check_parameters(meta)
     losses, validations, best = [], [], snapshot(meta.net)
     if args.resume:
-        losses, validations, best = resume(checkpoint, settings, meta)
+        losses, validations, best = resume(checkpoint, args, meta)
     elif checkpoint.exists():
-        raise InputError(f"{checkpoint} belongs to an unfinished run: add --resume, or delete it")
+        raise Failure(f"{checkpoint} belongs to an unfinished run: add --resume, or delete it")
     if args.compile:
-        meta.compile()
         print("compiling ...")
+        some = tasks.batch(range(min(args.batch_size, CHUNK)))
+        try:
+            meta.compile(*(points.to(device) for points in some))
+        except ValueError as error:
+            raise Failure(f"--compile failed: {error}") from error
 
-    tasks = Sinusoid(args.k_shot, seed=(TRAIN, args.seed))
     batches = meta_batches(tasks, args.batch_size, len(losses), device)
     schedule = validation_schedule(args.epochs)
     saved = time.monotonic()
@@ -203,30 +203,37 @@ def train(args: argparse.Namespace, device: str) -> None:
             loss = meta(*batch)  # lines 4 to 8
             losses.append(loss)
             if not math.isfinite(loss):
-                raise InputError(f"the loss is {loss} at iteration {len(losses)}: {ADVICE}")
-            bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-            bar.update()
+                raise Failure(f"the loss is {loss} at iteration {len(losses)}: {advice(args)}")
             if len(losses) == schedule[len(validations)]:
                 validation = validate(meta, args.k_shot, device)
                 if validation < min(validations, default=math.inf):
                     best = snapshot(meta.net)
                 validations.append(validation)
+            latest = f", validation {validations[-1]:.4g}" if validations else ""
+            bar.set_postfix_str(f"loss {loss:.4g}{latest}", refresh=False)
+            bar.update()
             if time.monotonic() - saved > CHECKPOINT_EVERY:
-                state = {
-                    "settings": settings,
-                    "meta": meta.state_dict(),
-                    "outer_optim": meta.outer_optim.state_dict(),
-                    "losses": torch.tensor(losses, dtype=torch.float64),
-                    "validations": torch.tensor(validations, dtype=torch.float64),
-                    "best": best,  # weights, as in the file that the run will leave
-                }
-                write(checkpoint, partial(torch.save, state))
+                write_checkpoint(checkpoint, args, meta, losses, validations, best)
                 saved = time.monotonic()
 
     if min(validations) == math.inf:
-        raise InputError(f"no validation loss was finite: {ADVICE}")
+        raise Failure(f"no validation loss was finite: {advice(args)}")
     write_results(args, losses, validations, best)
     checkpoint.unlink(missing_ok=True)
+
+
+def check_parameters(meta: Meta) -> None:
+    """Refuse to train what would be lost: only the weights of the network are kept in a file."""
+    kept = set(meta.net.parameters())
+    lost = [name for name, p in meta.named_parameters() if p not in kept]
+    if lost:
+        raise Failure(f"{', '.join(lost)} would be trained but not kept: put it into the network")
+
+
+def advice(args: argparse.Namespace) -> str:
+    """What to try if a run diverges: the flags that apply to it."""
+    steps = ", or fewer --inner_steps" if args.inner_steps > 1 else ""
+    return f"try a smaller {'--inner_lr or ' if args.inner_steps else ''}--outer_lr{steps}"
 
 
 def validation_schedule(epochs: int) -> list[int]:
@@ -237,11 +244,13 @@ def validation_schedule(epochs: int) -> list[int]:
 @torch.no_grad()
 def validate(meta: Meta, k_shot: int, device: str) -> float:
     """The mean query loss on the validation tasks, inf if it is not finite."""
-    tasks = Sinusoid(k_shot, num_tasks=VALIDATION_TASKS, seed=(VALIDATION,))
+    tasks = Tasks(k_shot, num_tasks=VALIDATION_TASKS, seed=(VALIDATION,))
     batch = [points.to(device) for points in tasks.batch(range(len(tasks)))]
+    modes = {module: module.training for module in meta.modules()}
     meta.eval()
     loss = torch.cat([meta.query_loss(*chunk) for chunk in chunks(*batch)]).mean().item()
-    meta.train()
+    for module, mode in modes.items():
+        module.training = mode
     return loss if math.isfinite(loss) else math.inf  # NaN can't be compared
 
 
@@ -250,39 +259,52 @@ def snapshot(net: nn.Module) -> dict[str, Tensor]:
     return {name: w.to("cpu", copy=True) for name, w in net.state_dict().items()}
 
 
-def resume(path: Path, settings: dict, meta: Meta) -> tuple[list, list, dict]:
+def identity(args: argparse.Namespace, meta: Meta) -> dict:
+    """Whose a checkpoint is. An optimizer keeps its state by the order of the weights."""
+    return {
+        "settings": {setting: getattr(args, setting) for setting in SETTINGS},
+        "weights": [(name, list(w.shape)) for name, w in meta.state_dict().items()],
+        "optimizer": str(type(meta.outer_optim)),
+    }
+
+
+def write_checkpoint(
+    path: Path, args: argparse.Namespace, meta: Meta, losses: list, validations: list, best: dict
+) -> None:
+    state = {
+        "run": identity(args, meta),
+        "meta": meta.state_dict(),
+        "outer_optim": meta.outer_optim.state_dict(),
+        "random": (torch.get_rng_state(), torch.cuda.get_rng_state_all()),
+        "losses": losses,
+        "validations": validations,
+        "best": best,
+    }
+    write(path, partial(torch.save, state))
+
+
+def resume(path: Path, args: argparse.Namespace, meta: Meta) -> tuple[list, list, dict]:
     """The losses, validation losses and best weights of a stopped run, whose state `meta` takes.
 
-    Raises an `InputError` if there is no checkpoint, or one that does not fit this run.
+    Raises a `Failure` if there is no checkpoint, or one that does not fit this run.
     """
     if not path.exists():
-        raise InputError(f"no checkpoint {path}: leave out --resume to start a run")
+        raise Failure(f"no checkpoint {path}: leave out --resume to start a run")
     state = read(path)
     try:
-        if state["settings"] != settings:
-            raise ValueError("it has other settings")
-        losses, validations = state["losses"].tolist(), state["validations"].tolist()
-        epochs = settings["epochs"]
-        due = [number for number in validation_schedule(epochs) if number <= len(losses)]
-        if len(losses) > epochs or len(validations) != len(due):
+        if state["run"] != identity(args, meta):
+            raise ValueError("it has other settings, weights or another optimizer")
+        losses, validations, best = state["losses"], state["validations"], state["best"]
+        due = [number for number in validation_schedule(args.epochs) if number <= len(losses)]
+        if len(validations) != len(due):
             raise ValueError(f"it has {len(losses)} losses and {len(validations)} validations")
-        meta.net.load_state_dict(state["best"])  # do they fit? Those of now come last
-        for p in meta.parameters():
-            p.grad = torch.zeros_like(p)
-        meta.outer_optim.step()  # makes its state; PyTorch does not compare it with what it loads
-        expected = shapes(meta.outer_optim)
-        meta.outer_optim.load_state_dict(state["outer_optim"])
-        if shapes(meta.outer_optim) != expected:
-            raise ValueError("the state of its optimizer has other shapes")
         meta.load_state_dict(state["meta"])
+        meta.outer_optim.load_state_dict(state["outer_optim"])
+        torch.set_rng_state(state["random"][0])
+        torch.cuda.set_rng_state_all(state["random"][1])
     except Exception as error:  # any part may be something else
-        raise InputError(f"{path} does not fit this run: {in_one_line(error)}") from error
-    return losses, validations, state["best"]
-
-
-def shapes(optim: torch.optim.Optimizer) -> dict:
-    """What an optimizer keeps for each parameter, by name and shape."""
-    return {p: {name: x.shape for name, x in kept.items()} for p, kept in optim.state.items()}
+        raise Failure(f"{path} does not fit this run: {in_one_line(error)}") from error
+    return losses, validations, best
 
 
 def write_results(
@@ -291,16 +313,16 @@ def write_results(
     """The weights of a run, its losses as CSV, and their graph."""
     name = run_name(args)
     graph = Path("res", "loss_final.png" if name == "k=10" else f"loss_final({name}).png")
-    table = graph.with_suffix(".csv")
+    numbers = graph.with_suffix(".csv")
     at = dict(zip(validation_schedule(len(losses)), validations, strict=True))
     rows = [f"{number},{loss},{at.get(number, '')}" for number, loss in enumerate(losses, 1)]
     lines = "\n".join(["iteration,loss,validation_loss", *rows, ""])
 
     write(weights_file(args), partial(torch.save, best))
-    write(table, lambda file: file.write(lines.encode()))
+    write(numbers, lambda file: file.write(lines.encode()))
     draw_losses(graph, args, losses, validations)
     print(f"weights: {weights_file(args)}, best validation loss: {min(validations):.5g}")
-    print(f"losses: {graph}, {table}; the same command with --test measures the weights")
+    print(f"losses: {graph}, {numbers}; the same command with --test measures the weights")
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -309,20 +331,18 @@ def write_results(
 def read(path: Path) -> object:
     """What `torch.save` wrote. No code in it is executed.
 
-    Raises an `OSError` if the file can't be read, and an `InputError` if it is of another kind, or
-    damaged, down to a single bit.
+    Raises an `OSError` if the file can't be read, and a `Failure` if it is of another kind, or
+    damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            # PyTorch checks no checksums, and reads nothing of a part that is said to be a folder.
-            folders = [part for part in archive.infolist() if part.external_attr & 0x10]
-            if folders or archive.testzip():
+            if archive.testzip():  # PyTorch itself checks no checksums
                 raise ValueError("damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # such a file can make its reader raise almost anything
-        raise InputError(f"{path} is damaged, or no file of tensors by torch.save") from error
+        raise Failure(f"{path} is damaged, or no file of tensors by torch.save") from error
 
 
 def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
@@ -360,7 +380,7 @@ def test(args: argparse.Namespace, device: str) -> None:
     if args.weights:
         name += f",weights={args.weights.stem}"
 
-    drawn = Sinusoid(shots, 0, num_tasks=1, seed=(DRAWN, args.seed))
+    drawn = Tasks(shots, 0, num_tasks=1, seed=(DRAWN, args.seed))
     k_x, k_y, _, _ = drawn.batch([0])
     y = drawn.target([0], GRID)[0]  # (50, 1)
     curves, scores = {}, {}
@@ -380,29 +400,33 @@ def test(args: argparse.Namespace, device: str) -> None:
 
 
 def files_to_measure(args: argparse.Namespace) -> dict[str, Path]:
-    """By label: the weights that are asked for, and the pretrained baseline if it is there."""
-    pretraining = argparse.Namespace(**{**vars(args), "inner_steps": 0, "first_order": False})
-    baseline = weights_file(pretraining)
+    """By label: the weights that are asked for, and the pretrained baseline if it is there.
+
+    Pretraining does not use α. Its net with the α of the run goes first, else that of the default.
+    """
     if args.weights:  # quotes tell it from the other labels, escapes suit any font
         files = {ascii(args.weights.name): args.weights}
     elif args.inner_steps == 0:
-        files = {PRETRAINED: weights_file(args)}
+        return {args.name or PRETRAINED: weights_file(args)}
     else:
-        files = {"FOMAML" if args.first_order else "MAML": weights_file(args)}
-    if args.inner_steps > 0 and baseline.exists():
-        files[PRETRAINED] = baseline
+        files = {args.name or ("FOMAML" if args.first_order else "MAML"): weights_file(args)}
+    for alpha in (SETTINGS["inner_lr"], args.inner_lr):
+        pretraining = {"inner_steps": 0, "first_order": False, "inner_lr": alpha}
+        baseline = weights_file(argparse.Namespace(**{**vars(args), **pretraining}))
+        if args.inner_steps > 0 and baseline.exists():
+            files[PRETRAINED] = baseline
     return files
 
 
 def load(file: Path, args: argparse.Namespace, device: str) -> Meta:
     """A learner with the weights of a file."""
     if not file.exists():
-        raise InputError(f"no file {file} in this folder: train first, or pass --weights")
+        raise Failure(f"no file {file} in this folder: train first, or pass --weights")
     meta, weights = learner(args, device), read(file)
     try:
         meta.net.load_state_dict(weights)
     except Exception as error:  # it may be anything
-        raise InputError(f"{file} does not fit the network: {in_one_line(error)}") from error
+        raise Failure(f"{file} does not fit the network: {in_one_line(error)}") from error
     return meta.eval()
 
 
@@ -412,8 +436,7 @@ def predictions(meta: Meta, k_x: Tensor, k_y: Tensor) -> Tensor:
     weight = next(meta.parameters())
     x = GRID.expand(len(k_x), -1, -1)
     k_x, k_y, x = (points.to(weight) for points in (k_x, k_y, x))  # its device and precision
-    fast = meta.adapt(k_x, k_y, 0)
-    steps = [meta.net(x, fast)]
+    fast, steps = None, [meta.net(x)]
     for _ in range(MAX_STEPS):
         fast = meta.adapt(k_x, k_y, 1, fast)
         steps.append(meta.net(x, fast))
@@ -422,7 +445,7 @@ def predictions(meta: Meta, k_x: Tensor, k_y: Tensor) -> Tensor:
 
 def evaluate(meta: Meta, shots: int) -> Tensor:
     """The summed squared errors over GRID of the test tasks: (MAX_STEPS + 1, TEST_TASKS)."""
-    tasks = Sinusoid(shots, 0, num_tasks=TEST_TASKS, seed=(TEST,))
+    tasks = Tasks(shots, 0, num_tasks=TEST_TASKS, seed=(TEST,))
     k_x, k_y, _, _ = tasks.batch(range(TEST_TASKS))
     y = tasks.target(range(TEST_TASKS), GRID)  # (TEST_TASKS, 50, 1)
     sse = []
@@ -456,9 +479,8 @@ def table(scores: Mapping[str, Tensor]) -> str:
     """The scores of `summarize` as lines to print."""
     lines = [f"gradient steps   rsse of {len(GRID)} points                MSE   median MSE"]
     for step in (0, 1, 2, 3, 5, MAX_STEPS):
-        row = "{rsse:9.3f} +- {rsse_ci:5.3f}   {mse:7.3f} +- {mse_ci:5.3f}   {median:10.3f}"
-        values = {name: values[step] for name, values in scores.items()}
-        lines.append(f"{step:14}   {row.format(**values)}")
+        row = "   {rsse:9.3f} +- {rsse_ci:5.3f}   {mse:7.3f} +- {mse_ci:5.3f}   {median:10.3f}"
+        lines.append(f"{step:14}" + row.format(**{name: x[step] for name, x in scores.items()}))
     capped = int(scores["capped"].max())
     lines.append(f"tasks capped at MSE {CAP:g}: at most {capped} of {TEST_TASKS} after any step")
     return "\n".join(lines)
@@ -514,13 +536,15 @@ def draw_graph(path: Path, title: str, points: Sequence, y: Tensor, curves: Mapp
         axes.plot(GRID, y, "k", alpha=0.4, linewidth=4, label="Ground Truth")
         axes.plot(GRID, pred[0], color="#E69F00", linestyle=":", linewidth=2, label="Pre Update")
         axes.plot(GRID, pred[1], color="#0072B2", linewidth=2, label="One Grad Step")
+        if axes is panels[0]:  # the frame of all: ten steps, or another learner, may go far off
+            axes.set_ylim(axes.get_ylim())
         axes.plot(GRID, pred[-1], color="#CC79A7", linestyle="--", label=f"{MAX_STEPS} Grad Steps")
         axes.plot(*points, "k^", label=f"K = {len(points[0])} Support Points")
         pre, post, last = (pred - y).norm(dim=(1, 2))[[0, 1, MAX_STEPS]]
         errors = f"{pre:.2f} → {post:.2f} → {last:.2f}"
         steps = f"√SSE after 0 → 1 → {MAX_STEPS} steps: {errors}"
         axes.set_title(f"{label}\n{steps}", fontsize="medium")
-        axes.set(xlabel="x", ylim=panels[0].get_ylim())  # the first sets the frame of all
+        axes.set(xlabel="x")
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="y")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -547,4 +571,5 @@ def draw_steps(path: Path, title: str, scores: Mapping[str, Mapping[str, Tensor]
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have any letter
     main()
