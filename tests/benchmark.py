@@ -54,9 +54,9 @@ def with_adam(gradient: Callable) -> Callable:
     return step
 
 
-def compiled_meta() -> Meta:
+def compiled_meta(tasks: int) -> Meta:
     meta = Meta(Net())
-    meta.compile()
+    meta.compile(*Sinusoid(10).batch(range(tasks)))
     return meta
 
 
@@ -123,7 +123,7 @@ ROWS: dict[str, Callable[[int], Iterator[list[float]]]] = {
     "`torch.func`": lambda n: train(n, with_adam(functional)),
     "`torch.func`, compiled": lambda n: train(n, with_adam(compiled_functional(n))),
     "**this project**": lambda n: train(n, Meta(Net())),
-    "**this project, `--compile`**": lambda n: train(n, compiled_meta()),
+    "**this project, `--compile`**": lambda n: train(n, compiled_meta(n)),
     ONE_THREAD: scan,
     "JAX, its own choice of threads": scan,
 }

@@ -1,10 +1,9 @@
-"""The meta-gradient in three other ways, to hold the project's own against.
+"""The meta-gradient in two other ways, to hold the project's own against.
 
 None of them shares code with net.py and meta.py. `pytest tests/test_gradient.py` compares them.
 
 - `loop` is Algorithm 1 of the paper as one would write it down, one task at a time: start here.
 - `in_jax` is the same in JAX, whose automatic differentiation is not PyTorch's.
-- `by_hand` uses no automatic differentiation at all.
 
 Weights are a dictionary: w_1, b_1, w_2, b_2, w_3, b_3. Support points k_x and k_y are
 (tasks, K, 1), query points q_x and q_y are (tasks, Q, 1). Each function returns the sum over tasks
@@ -123,71 +122,3 @@ def jax_loss(
         return jax.vmap(adapted_loss, in_axes=(None, 0, 0, 0, 0))(weights, *batch).sum()
 
     return batch_loss
-
-
-@torch.no_grad()
-def by_hand(
-    weights: Weights, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor, inner_lr: float = 1e-2
-) -> Result:
-    """The derivatives written out, for one inner step and the loss "rsse".
-
-    With v = ∇L_query(θ') and H the Hessian of the support loss at θ, the gradient of
-    L_query(θ − α ∇L_support(θ)) is v − α H v, summed over tasks. H v is the derivative of the
-    backward pass in the direction v (Pearlmutter, 1994): below, `t_a` is the derivative of `a` in
-    that direction.
-    """
-    w_1, b_1, w_2, b_2, w_3, b_3 = weights.values()
-
-    # Support: forward and backward. θ is the same for all tasks.
-    a_1 = k_x @ w_1.mT + b_1  # (tasks, K, 40)
-    h_1 = a_1.relu()
-    a_2 = h_1 @ w_2.mT + b_2
-    h_2 = a_2.relu()
-    residual = h_2 @ w_3.mT + b_3 - k_y  # (tasks, K, 1)
-    norm = residual.square().sum((1, 2), keepdim=True).sqrt()
-    m_1, m_2 = (a_1 > 0).double(), (a_2 > 0).double()
-    d_3 = residual / norm
-    d_2 = d_3 * w_3 * m_2
-    d_1 = d_2 @ w_2 * m_1
-
-    # The step: every task's own weights f and biases c.
-    f_1 = w_1 - inner_lr * (d_1.mT @ k_x)
-    f_2 = w_2 - inner_lr * (d_2.mT @ h_1)
-    f_3 = w_3 - inner_lr * (d_3.mT @ h_2)
-    c_1 = b_1 - inner_lr * d_1.sum(1, keepdim=True)
-    c_2 = b_2 - inner_lr * d_2.sum(1, keepdim=True)
-    c_3 = b_3 - inner_lr * d_3.sum(1, keepdim=True)
-
-    # Query: forward and backward give v for the weights and u for the biases.
-    p_1 = torch.baddbmm(c_1, q_x, f_1.mT)
-    g_1 = p_1.relu()
-    p_2 = torch.baddbmm(c_2, g_1, f_2.mT)
-    g_2 = p_2.relu()
-    q_residual = torch.baddbmm(c_3, g_2, f_3.mT) - q_y
-    q_norm = q_residual.square().sum((1, 2), keepdim=True).sqrt()
-    e_3 = q_residual / q_norm
-    e_2 = e_3 * f_3 * (p_2 > 0)
-    e_1 = e_2.bmm(f_2) * (p_1 > 0)
-    v_1, v_2, v_3 = e_1.mT.bmm(q_x), e_2.mT.bmm(g_1), e_3.mT.bmm(g_2)
-    u_1, u_2, u_3 = (e.sum(1, keepdim=True) for e in (e_1, e_2, e_3))
-
-    # The support passes, differentiated in the direction v.
-    t_h_1 = torch.baddbmm(u_1, k_x, v_1.mT) * m_1
-    t_h_2 = (t_h_1 @ w_2.mT + torch.baddbmm(u_2, h_1, v_2.mT)) * m_2
-    t_residual = t_h_2 @ w_3.mT + torch.baddbmm(u_3, h_2, v_3.mT)
-    t_d_3 = (t_residual - d_3 * (d_3 * t_residual).sum((1, 2), keepdim=True)) / norm
-    t_d_2 = (t_d_3 * w_3 + d_3 * v_3) * m_2
-    t_d_1 = (t_d_2 @ w_2 + d_2.bmm(v_2)) * m_1
-
-    def over_tasks(left: Tensor, right: Tensor) -> Tensor:
-        """The sum over tasks and points, as one matrix product."""
-        return left.flatten(0, 1).mT @ right.flatten(0, 1)
-
-    return q_norm.sum(), (
-        v_1.sum(0) - inner_lr * over_tasks(t_d_1, k_x),
-        (u_1.sum(0) - inner_lr * t_d_1.sum((0, 1))).flatten(),
-        v_2.sum(0) - inner_lr * (over_tasks(t_d_2, h_1) + over_tasks(d_2, t_h_1)),
-        (u_2.sum(0) - inner_lr * t_d_2.sum((0, 1))).flatten(),
-        v_3.sum(0) - inner_lr * (over_tasks(t_d_3, h_2) + over_tasks(d_3, t_h_2)),
-        (u_3.sum(0) - inner_lr * t_d_3.sum((0, 1))).flatten(),
-    )

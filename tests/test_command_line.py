@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, contents, leave_only, make_weights, run
 
 import main
+from meta import Meta
 
 SHORT, CHECKPOINT = "--epochs 12", "weights/checkpoint(k=10,epochs=12).pt"
 WEIGHTS, GRAPH = "weights/w(k=10,epochs=12).pt", "res/loss_final(k=10,epochs=12).png"
@@ -31,7 +32,7 @@ def test_training_as_a_user_runs_it(program, tmp_path):
     assert re.fullmatch("epochs=12 batch_size=10 k_shot=10 .* device=(cpu|cuda)", first)
     assert re.fullmatch(r"weights: (.*), best validation loss: \d+\.\d+", weights)[1] == WEIGHTS
     assert losses.startswith(f"losses: {GRAPH}, {TABLE}; the same command with --test ")
-    assert re.search(r"12/12 .*it/s, loss \d", training.err[-1])
+    assert re.search(r"12/12 .*it/s, loss \d.*, validation \d", training.err[-1])
     assert "Warning" not in "".join(training.err)
     measuring = program(f"{SHORT} --test")
     assert contents().keys() == {WEIGHTS, GRAPH, TABLE, *MEASURED}
@@ -58,6 +59,7 @@ NAMES = {
     "--seed 1 --inner_lr 1e-300 --batch_size 1": "k=10,batch_size=1,inner_lr=1e-300,seed=1",
     "--epochs 7 --outer_lr 0.10000000000000002": "k=10,epochs=7,outer_lr=0.10000000000000002",
     "--first_order --inner_steps 0 --loss mse --k_shot 5": "k=5,loss=mse,inner_steps=0,first_order",
+    "--name anil-2_b --first_order": "k=10,first_order,name=anil-2_b",
 }
 
 
@@ -96,13 +98,13 @@ def test_a_run_takes_a_gpu_and_a_single_thread(program, monkeypatch):
 
 REFUSED = {
     "--epochs 1.5": "argument --epochs: invalid int value: '1.5'",
-    "--inner_lr nan": "argument --inner_lr: must be above 0 and below inf, not nan",
-    "--outer_lr 0": "argument --outer_lr: must be above 0 and below inf, not 0",
-    "--inner_steps -1": "argument --inner_steps: must be above -1 and below inf, not -1",
-    "--seed 4294967296": "argument --seed: must be above -1 and below 4294967296, not 4294967296",
+    "--epochs 0": "--epochs must be at least 1, not 0",
+    "--test --test_shots 0": "--test_shots must be at least 1, not 0",
+    "--inner_lr nan": "--inner_lr must be at least 0, not nan",
+    "--inner_steps -1": "--inner_steps must be at least 0, not -1",
+    "--name a/b": "--name has only letters, digits, - and _, not 'a/b'",
     "--epoch 7": "unrecognized arguments: --epoch 7",
     "--test --resume": "--test can't be combined with --compile or --resume",
-    "--test --compile": "--test can't be combined with --compile or --resume",
     "--resume --weights x.pt": "--test_shots and --weights need --test",
     "--test": "no file weights/w(k=10).pt in this folder: train first, or pass --weights",
     "--epochs 1 --resume": "no checkpoint weights/checkpoint(k=10,epochs=1).pt: leave",
@@ -110,8 +112,6 @@ REFUSED = {
     "--test --weights folder": "[Errno 21] Is a directory: 'folder'",
     "--test --seed 2": "weights/w(k=10,seed=2,inner_steps=0).pt is damaged",
 }
-REFUSED |= {f"{flag} 0": f"argument {flag}: must be above 0 " for flag in ("--epochs", "--k_shot")}
-REFUSED |= {f"{flag} 0": f"argument {flag}: " for flag in ("--batch_size", "--test_shots")}
 
 
 @pytest.mark.parametrize("words", REFUSED)
@@ -130,17 +130,42 @@ def test_a_refusal_is_one_line_and_touches_no_file(program, words):
 
 
 DIVERGING = {
-    "--epochs 12 --outer_lr 1e60 --inner_steps 0": "the loss is inf at iteration 2: ",
-    "--epochs 1 --outer_lr 1e300": "no validation loss was finite: ",
+    "--epochs 12 --outer_lr 1e60 --inner_steps 0": "the loss is inf at iteration 2: try a smaller "
+    "--outer_lr",
+    "--epochs 1 --outer_lr 1e300": "no validation loss was finite: try a smaller --inner_lr or "
+    "--outer_lr",
+    "--epochs 1 --outer_lr 1e300 --inner_steps 2": "no validation loss was finite: try a smaller "
+    "--inner_lr or --outer_lr, or fewer --inner_steps",
 }
 
 
 @pytest.mark.parametrize("words", DIVERGING)
 def test_a_run_that_diverges_ends_with_advice(program, words):
     """It ends in that iteration, and leaves the checkpoint of the one before."""
-    assert program(words).refusal.startswith(f"main.py: {DIVERGING[words]}try a smaller --inner_lr")
+    assert program(words).refusal == f"main.py: {DIVERGING[words]}"
     (checkpoint,) = contents()
     assert len(torch.load(checkpoint)["losses"]) == 1
+
+
+def test_what_would_not_be_kept_is_not_trained(program, monkeypatch):
+    """Here, a step size that is learned. In the network, it is kept."""
+    make = main.learner
+
+    def learner(*settings):
+        meta = make(*settings)
+        meta.inner_lr = torch.nn.Parameter(torch.tensor(0.01).double())
+        return meta
+
+    monkeypatch.setattr(main, "learner", learner)
+    assert program(SHORT).refusal.startswith("main.py: inner_lr would be trained but not kept: ")
+    assert contents() == {}
+
+
+def test_ctrl_c_in_the_test_costs_one_sentence(program, monkeypatch):
+    make_weights("weights/w(k=10).pt")
+    monkeypatch.setattr(main, "evaluate", Mock(side_effect=KeyboardInterrupt))
+    output = program("--test")
+    assert (output.code, output.err[-1]) == (130, "main.py: interrupted")
 
 
 @pytest.mark.parametrize("error", [KeyError, RuntimeError, ValueError])
@@ -148,6 +173,18 @@ def test_an_error_of_the_program_keeps_its_traceback(program, monkeypatch, error
     monkeypatch.setattr(main, "train", Mock(side_effect=error("a bug")))
     with pytest.raises(error, match="a bug"):
         program(SHORT)
+
+
+@pytest.mark.parametrize("words", ["--compile", "--compile --batch_size 200"])
+def test_a_compiler_that_is_wrong_costs_one_line(program, monkeypatch, words):
+    """It is asked about tasks that are not those of the training, and no more than at once."""
+    monkeypatch.setattr(Meta, "compile", Mock(side_effect=ValueError("it is wrong")))
+    assert program(f"{SHORT} {words}").refusal == "main.py: --compile failed: it is wrong"
+    assert Meta.compile.call_args.args[0].shape == (
+        min(100, main.parse(words.split()).batch_size),
+        10,
+        1,
+    )
 
 
 def test_a_missing_compiler_costs_one_line_that_names_it(program, tmp_path, monkeypatch):

@@ -92,10 +92,3 @@ def test_a_run_may_start_at_any_iteration(monkeypatch, start, block_points):
         assert all(map(torch.equal, batch, expected))
         indices = [(3 * iteration + i) % 11 for i in range(3)]
         assert torch.equal(batch[1], tasks.target(indices, batch[0]))
-
-
-def test_a_block_has_a_bounded_number_of_points():
-    """It is 50 iterations if they fit, and one at least. A meta-batch is a part of its block."""
-    for k_shot, batch_size, iterations in ((10, 25, 50), (10, 250, 32), (1000, 1000, 1)):
-        k_x, *_ = next(meta_batches(Sinusoid(k_shot, num_tasks=9), batch_size))
-        assert k_x.untyped_storage().nbytes() == iterations * k_x.nbytes

@@ -80,7 +80,8 @@ def test_any_network_is_trained_kept_and_tested(program, monkeypatch):
 
     class Odd(nn.Sequential):
         def __init__(self):
-            super().__init__(nn.Linear(1, 20), nn.Dropout(), nn.ReLU(), nn.Linear(20, 1))
+            off = nn.Dropout().eval()  # and stays so
+            super().__init__(nn.Linear(1, 20), nn.Dropout(), off, nn.ReLU(), nn.Linear(20, 1))
             self.register_buffer("shift", torch.ones(1))
 
         def forward(self, x):
@@ -91,9 +92,10 @@ def test_any_network_is_trained_kept_and_tested(program, monkeypatch):
     assert program("--epochs 12 --test").out == program("--epochs 12 --test").out
     (path,) = Path("weights").iterdir()
     meta = main.load(path, main.parse([]), "cpu").train()
+    meta.net.module[2].eval()
     best = f"best validation loss: {main.validate(meta, 10, 'cpu'):.5g}"
     assert best in "".join(trained.out)
-    assert meta.training  # training goes on
+    assert [module.training for module in meta.net.module] == [True, True, False, True, True]
 
 
 def test_only_training_takes_second_derivatives(program, monkeypatch):
@@ -182,8 +184,21 @@ def test_weights_are_called_what_they_are_known_to_be(tmp_path, monkeypatch):
         "--epochs 70000": ["MAML", "pretrained on all tasks"],
         "--first_order": ["FOMAML", "pretrained on all tasks"],
         "--seed 1 --weights √$^$.pt": [r"'\u221a$^$.pt'"],
+        "--name anil --first_order": ["anil"],  # the baseline has not its name
     }
     for words, expected in labels.items():
         args = main.parse(["--test", *words.split()])
         make_weights(args.weights or main.weights_file(args))
         assert list(main.files_to_measure(args)) == expected
+
+
+def test_the_baseline_has_the_step_size_of_the_run_or_the_default(tmp_path, monkeypatch):
+    """Pretraining does not use it."""
+    monkeypatch.chdir(tmp_path)
+    args = main.parse(["--test", "--inner_lr", "0.002", "--name", "x"])
+    for baseline in (
+        "w(k=10,inner_steps=0,name=x).pt",
+        "w(k=10,inner_lr=0.002,inner_steps=0,name=x).pt",
+    ):
+        make_weights(f"weights/{baseline}")
+        assert main.files_to_measure(args)[main.PRETRAINED].name == baseline

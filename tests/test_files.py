@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,7 +13,7 @@ from conftest import contents, leave_only, saved
 from torch import Tensor
 
 import main
-from net import Net
+from net import AnyNet, Net
 
 SHORT, RESUME = "--epochs 12", "--epochs 12 --resume"
 CHECKPOINT = "weights/checkpoint(k=10,epochs=12).pt"
@@ -52,56 +51,37 @@ def test_a_write_that_fails_leaves_all_as_it_was(program, stopped, monkeypatch, 
     assert contents() == before
 
 
-def test_a_file_is_whole_on_the_disk_before_it_is_moved(tmp_path, monkeypatch):
-    noted = []
-    monkeypatch.setattr(os, "fsync", lambda number: noted.append(os.fstat(number).st_size))
-    monkeypatch.setattr(os, "replace", lambda *_: noted.append("moved"))
-    main.write(tmp_path / "file", lambda file: file.write(b"whole"))
-    assert noted == [len(b"whole"), "moved"]
-
-
-def without(mapping, name):
-    return {key: value for key, value in mapping.items() if key != name}
-
-
-def optimizer_with(optim, **values):
-    """The state of an optimizer, in which what is kept for its first parameter is changed."""
-    state = {**optim["state"], 0: {**optim["state"][0], **values}}
-    return {**optim, "state": state}
-
-
 CHANGES = {
-    "settings": [lambda x: {**x, "loss": "mse"}, lambda x: without(x, "seed")],
-    "meta": [lambda x: without(x, "net.b_1"), lambda x: {**x, "net.b_1": torch.ones(1)}],
-    "outer_optim": [
-        lambda x: {**x, "state": {}},
-        lambda x: {**x, "state": without(x["state"], 5)},
-        lambda x: optimizer_with(x, exp_avg=torch.ones(1, 40)),
-        lambda x: optimizer_with(x, exp_avg_sq=torch.ones(1)),
-        lambda x: optimizer_with(x, step=torch.ones(2)),
-        lambda x: optimizer_with(x, step=None),
-        lambda x: {**x, "state": {**x["state"], 2: without(x["state"][2], "step")}},
-        lambda x: {**x, "param_groups": []},
-    ],
-    "losses": [lambda x: x[:-3], Tensor.tolist],
-    "validations": [lambda x: x[:0], lambda x: torch.ones(2), Tensor.item],
-    "best": [lambda x: without(x, "w_3"), lambda x: {**x, "w_3": x["w_3"].mT}, lambda _: {}],
+    "run": lambda x: {**x, "settings": {**x["settings"], "loss": "mse"}},
+    "meta": lambda x: {name: w for name, w in x.items() if name != "net.b_1"},
+    "validations": lambda x: x[:0],
+    "random": lambda x: None,
 }
-ANYTHING = [lambda _: "text", lambda _: 5, lambda _: None]
-CASES = [(name, change) for name, changes in CHANGES.items() for change in changes + ANYTHING]
 
 
-@pytest.mark.parametrize(("part", "change"), CASES)
-def test_a_checkpoint_of_another_run_is_refused(program, stopped, part, change):
-    """Whatever part of it is missing, or is something else."""
-    content = saved({**stopped, part: change(stopped[part])})
+@pytest.mark.parametrize("part", CHANGES)
+def test_a_checkpoint_of_another_run_is_refused(program, stopped, part):
+    content = saved({**stopped, part: CHANGES[part](stopped[part])})
     assert refusal(program, content).startswith("does not fit this run: ")
-    assert refusal(program, saved(without(stopped, part))) == f"does not fit this run: '{part}'"
 
 
-def test_a_checkpoint_with_more_iterations_than_the_run_is_refused(program, stopped):
-    content = saved({**stopped, "losses": torch.ones(13), "validations": torch.ones(3)})
-    assert "it has 13 losses and 3 validations" in refusal(program, content)
+def test_a_checkpoint_of_another_network_or_optimizer_is_refused(program, stopped, monkeypatch):
+    """Also if only the order of the weights is another: the optimizer tells them apart by it."""
+
+    class Reordered(Net):
+        def __init__(self):
+            super().__init__()
+            self.b_1 = self._parameters.pop("b_1")  # now the last
+
+    content = saved(stopped)
+    for place, other in (("Net", Reordered), ("Net", lambda: AnyNet(Net()))):
+        with monkeypatch.context() as patch:
+            patch.setattr(main, place, other)
+            assert "it has other settings, weights or another optimizer" in refusal(
+                program, content
+            )
+    monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, **_: torch.optim.SGD(p, lr, 0.9))
+    assert "it has other settings, weights or another optimizer" in refusal(program, content)
 
 
 def test_another_file_is_refused(program, stopped):
@@ -121,7 +101,7 @@ def test_another_file_is_refused(program, stopped):
     assert "size mismatch for w_1" in refusal(program, saved(content), test)
 
 
-def test_damage_is_found_down_to_a_single_bit(program, stopped):
+def test_damage_is_found(program, stopped):
     """A changed bit in a number is refused; one elsewhere is refused or makes no difference."""
     content = saved(stopped)
     damaged = bytearray(content)
@@ -129,12 +109,10 @@ def test_damage_is_found_down_to_a_single_bit(program, stopped):
     assert refusal(program, bytes(damaged)).startswith("is damaged, or no file of ")
     weights = Net().state_dict()
     content = saved(weights)
-    flips = [(position, 1) for position in range(0, len(content), 50)]
-    parts = re.finditer(b"PK\x01\x02", content)  # each is said to be a folder
-    for position, bit in [*flips, *((part.start() + 38, 0x10) for part in parts)]:
+    for position in range(0, len(content), 50):
         flipped = bytearray(content)
-        flipped[position] ^= bit
-        with contextlib.suppress(main.InputError):
+        flipped[position] ^= 1
+        with contextlib.suppress(main.Failure):
             torch.testing.assert_close(loaded(flipped), weights, rtol=0, atol=0)
 
 

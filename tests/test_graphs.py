@@ -49,13 +49,14 @@ def test_a_test_draws_the_predictions_and_scores(program, figures):
     assert steps.axes[0].get_title().startswith(graph.get_suptitle())
 
 
-def test_panels_have_the_scale_of_the_first(figures, tmp_path):
-    """A learner that is far off doesn't flatten the others."""
+@pytest.mark.parametrize("far", [1e200, np.nan])
+def test_panels_have_the_scale_of_the_first_step_of_the_first(figures, tmp_path, far):
+    """Another learner, or ten steps, that are far off don't flatten the others."""
     points, y = (torch.ones(5, 1), torch.ones(5, 1)), torch.ones(50, 1)
-    curves = {"good": torch.rand(11, 50, 1)}
-    main.draw_graph(tmp_path / "graph.png", "", points, y, curves)
-    curves["bad"] = 100 * curves["good"]
-    main.draw_graph(tmp_path / "graph.png", "", points, y, curves)
+    good = torch.rand(11, 50, 1)
+    main.draw_graph(tmp_path / "graph.png", "", points, y, {"good": good})
+    ten = torch.cat((good[:10], far * good[10:]))
+    main.draw_graph(tmp_path / "graph.png", "", points, y, {"good": ten, "bad": far * good})
     limits = {panel.get_ylim() for figure in figures for panel in figure.axes}
     assert len(limits) == 1
 
@@ -109,8 +110,9 @@ def test_the_loss_graph_of_one_iteration_can_be_read(program, figures, monkeypat
     assert [line.get_marker() for line in axes.get_lines()[2:]] == [".", "*"]  # without a line
 
 
-@pytest.mark.parametrize("lowest", [1.0, 5.6, 13.0])
-@pytest.mark.parametrize("ratio", [1.01, 1.1, 1.6, 3.0, 5.0, 1e3, 1e5, 1e12, 1e150])
+@pytest.mark.parametrize(
+    ("lowest", "ratio"), [(5.6, 1.01), (13.0, 1.1), (5.6, 1.6), (1.0, 5.0), (1.0, 1e9)]
+)
 def test_the_loss_graph_has_ticks_at_any_range(figures, tmp_path, lowest, ratio):
     """A few labels, and a grid."""
     highest = lowest * ratio
@@ -137,4 +139,6 @@ def test_no_setting_of_the_user_reaches_a_picture(program):
     users = {"font.size": 20, "text.usetex": True, "path.sketch": (1, 100, 2)}
     users |= {"savefig.format": "pdf", "savefig.bbox": "tight", "savefig.dpi": 30}
     matplotlib.rcParams.update({**users, "axes.facecolor": "black"})
+    before = matplotlib.rcParams.copy()
     assert draw() == plain
+    assert matplotlib.rcParams == before  # and the user's session keeps them

@@ -9,15 +9,15 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import ROOT, contents, leave_only, needs_compiler, run
+from torch import nn
 
 import main
-from meta import Meta
+from net import AnyNet
 
 SHORT, RESUME = "--epochs 12", "--epochs 12 --resume"
 WEIGHTS = "weights/w(k=10,epochs=12).pt"
 CHECKPOINT = "weights/checkpoint(k=10,epochs=12).pt"
 GRAPH, TABLE = (f"res/loss_final(k=10,epochs=12).{kind}" for kind in ("png", "csv"))
-CHECKPOINT_EVERY = main.CHECKPOINT_EVERY  # as it is, before `program` sets another
 
 # In a process of its own, with the settings of `program`. It dies within the eighth checkpoint.
 KILLED = """
@@ -68,20 +68,49 @@ def test_an_interrupted_run_resumes_bit_for_bit(program, monkeypatch, whole, pla
     assert contents() == whole
 
 
-def test_any_optimizer_resumes_bit_for_bit(program, monkeypatch):
-    """And a checkpoint of another one is refused."""
-    adam = torch.optim.Adam
-    monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, **_: torch.optim.SGD(p, lr, 0.9))
+class Numbers(torch.optim.SGD):
+    """An optimizer with a plain number in its state, by which it makes its steps smaller."""
+
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            state["step"] = state.get("step", 0) + 1
+            p.data -= 1e-3 / state["step"] * p.grad
+
+
+PARTS = {
+    "optimizer": (torch.optim, "Adam", lambda p, lr, **_: Numbers(p, lr)),
+    "network": (
+        main,
+        "Net",
+        lambda: AnyNet(nn.Sequential(nn.Linear(1, 9), nn.Dropout(), nn.Linear(9, 1)).double()),
+    ),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_any_optimizer_and_network_resume_bit_for_bit(program, monkeypatch, part):
+    """Also a network that draws random numbers, and an experiment with a name of its own."""
+    monkeypatch.setattr(*PARTS[part])
+    words = f"{SHORT} --name {part}"
+    assert program(words).code == 0
+    whole = contents()
+    assert f"weights/w(k=10,epochs=12,name={part}).pt" in whole
+    leave_only({})
+    assert program(words, interrupt_at=8).code == 130
+    assert program(f"{words} --resume").code == 0
+    assert contents() == whole
+
+
+def test_the_best_weights_may_be_from_before_the_stop(program, monkeypatch):
+    values = iter([1.0, 2.0, 3.0, 1.0, 2.0, 3.0])  # of the validations: three, then two and one
+    monkeypatch.setattr(main, "validate", lambda *_: next(values))
     assert program(SHORT).code == 0
     whole = contents()
     leave_only({})
-    assert program(SHORT, interrupt_at=8).code == 130
-    checkpoint = contents()
+    assert program(SHORT, interrupt_at=12).code == 130
     assert program(RESUME).code == 0
     assert contents() == whole
-    leave_only(checkpoint)
-    monkeypatch.setattr(torch.optim, "Adam", adam)
-    assert "does not fit this run" in program(RESUME).refusal
 
 
 @needs_compiler
@@ -98,14 +127,3 @@ def test_a_compiled_run_resumes_bit_for_bit(program):
     assert program(RESUME).code == 0
     assert contents() != whole  # the compiler rounds in other places
     torch.testing.assert_close(torch.load(WEIGHTS), weights, rtol=0, atol=1e-9)
-
-
-def test_checkpoints_come_by_the_clock(program, monkeypatch):
-    """A checkpoint comes with the first iteration after five seconds."""
-    step, steps, written = Meta.forward, [], []
-    monkeypatch.setattr(Meta, "forward", lambda *batch: steps.append(None) or step(*batch))
-    monkeypatch.setattr(main.time, "monotonic", lambda: len(steps))  # an iteration takes a second
-    monkeypatch.setattr(main, "write", lambda path, _: written.append((path.name[0], len(steps))))
-    monkeypatch.setattr(main, "CHECKPOINT_EVERY", CHECKPOINT_EVERY)
-    assert program("--epochs 20").code == 0
-    assert written == [("c", 6), ("c", 12), ("c", 18), ("w", 20), ("l", 20), ("l", 20)]
