@@ -80,7 +80,6 @@ def runs() -> list[Run]:
 
 def train(run: Run) -> tuple[Meta, float]:
     """The learner with the weights kept, and its lowest validation loss."""
-    torch._dynamo.reset()
     torch.manual_seed(run.weights_seed)
     net, first_order = Net(), run.gradient == "first-order"
     meta = Meta(net, LOSSES[run.loss], run.inner_lr, first_order=first_order)
@@ -93,8 +92,8 @@ def train(run: Run) -> tuple[Meta, float]:
     if run.start == "truncated normal":
         for name, p in net.named_parameters():
             nn.init.zeros_(p) if name[0] == "b" else nn.init.trunc_normal_(p, 0, 0.01, -0.02, 0.02)
-    meta.compile()
     tasks = Sinusoid(10, run.q_query, seed=(main.TRAIN, run.tasks_seed))
+    meta.compile(*tasks.batch(range(run.batch_size)))
     batches, lowest = meta_batches(tasks, run.batch_size), float("inf")
     for iteration in range(1, main.SETTINGS["epochs"] + 1):
         meta(*next(batches))
