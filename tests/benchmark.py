@@ -1,11 +1,13 @@
-"""How long an iteration of training takes, beside the alternatives: python3 tests/benchmark.py
+"""How long an iteration of training takes, beside the alternatives.
 
-Ten minutes; needs JAX. Every row is the same loop around another step, with PyTorch on
-one thread; JAX has a `scan` of its own. The rows are measured in turn, each in its own process,
-round after round. Printed are medians over rounds: the µs, and the speed-up over the first row in
-the same round.
+python3 tests/benchmark.py    ten minutes; needs JAX
+
+Every row is the same loop around another step, with PyTorch on one thread; JAX has a `scan` of its
+own. The rows are measured in turn, each in its own process, round after round. Printed are medians
+over rounds: the µs, and the speed-up over the first row in the same round.
 """
 
+import argparse
 import itertools
 import os
 import platform
@@ -20,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import maml
 import reference
 import torch
 from torch.utils.data import DataLoader
@@ -31,6 +34,7 @@ from net import Net
 
 TASKS, ROUNDS = (10, 100, 1_000), 3
 WARM_UP, SECONDS = 1.0, 2.0  # of a measurement
+Weights = dict[str, torch.Tensor]
 
 
 def train(tasks: int, step: Callable, sample: Callable = meta_batches) -> Iterator[list[float]]:
@@ -40,7 +44,7 @@ def train(tasks: int, step: Callable, sample: Callable = meta_batches) -> Iterat
 
 
 def with_adam(gradient: Callable) -> Callable:
-    """A step of Adam with a gradient like those of reference.py; it returns the mean loss."""
+    """A step of Adam with a gradient like `loop`; it returns the mean loss."""
     weights = Net().Param
     adam = torch.optim.Adam(weights.values(), lr=1e-3, fused=True)
 
@@ -60,14 +64,28 @@ def compiled_meta(tasks: int) -> Meta:
     return meta
 
 
+def rsse(pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (pred - y).norm()
+
+
+def loop(weights: Weights, *batch: torch.Tensor) -> reference.Result:
+    """tests/maml.py: one task after the other."""
+    theta = list(weights.values())
+    total = sum(maml.adapted_loss(theta, *task, loss=rsse) for task in zip(*batch, strict=True))
+    return total.detach(), torch.autograd.grad(total, theta)
+
+
 @torch.no_grad()  # `torch.func` records by itself what it differentiates
-def functional(weights: reference.Weights, *batch: torch.Tensor) -> reference.Result:
+def functional(weights: Weights, *batch: torch.Tensor) -> reference.Result:
     """`torch.func`: the gradient of a vmap over tasks of the loss after one gradient step."""
 
+    def task_loss(theta, x, y):
+        return rsse(maml.predict(theta, x), y)
+
     def adapted_loss(theta, k_x, k_y, q_x, q_y):
-        gradient = torch.func.grad(reference.task_loss)(theta, k_x, k_y)
+        gradient = torch.func.grad(task_loss)(theta, k_x, k_y)
         fast = [w - 1e-2 * g for w, g in zip(theta, gradient, strict=True)]
-        return reference.task_loss(fast, q_x, q_y)
+        return task_loss(fast, q_x, q_y)
 
     def batch_loss(theta):
         return torch.vmap(adapted_loss, in_dims=(None, 0, 0, 0, 0))(theta, *batch).sum()
@@ -118,11 +136,12 @@ def scan(tasks: int) -> Iterator[list[float]]:
 
 BASELINE, ONE_THREAD = "loop over tasks", "JAX, one thread"
 ROWS: dict[str, Callable[[int], Iterator[list[float]]]] = {
-    BASELINE: lambda n: train(n, with_adam(reference.loop)),
-    "the original's shuffle re-enacted": lambda n: train(n, with_adam(reference.loop), shuffled),
+    BASELINE: lambda n: train(n, with_adam(loop)),
+    "the original's shuffle re-enacted": lambda n: train(n, with_adam(loop), shuffled),
     "`torch.func`": lambda n: train(n, with_adam(functional)),
     "`torch.func`, compiled": lambda n: train(n, with_adam(compiled_functional(n))),
     "**this project**": lambda n: train(n, Meta(Net())),
+    "**this project, first-order**": lambda n: train(n, Meta(Net(), first_order=True)),
     "**this project, `--compile`**": lambda n: train(n, compiled_meta(n)),
     ONE_THREAD: scan,
     "JAX, its own choice of threads": scan,
@@ -144,6 +163,8 @@ def measure(row: str, tasks: int) -> float:
 
 
 if __name__ == "__main__":
+    raw = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
     times = {case: [] for case in itertools.product(ROWS, TASKS)}
     for tasks, _, row in tqdm(list(itertools.product(TASKS, range(ROUNDS), ROWS))):

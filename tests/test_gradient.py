@@ -128,16 +128,14 @@ def test_a_case_worked_by_hand():
         assert results == pytest.approx(expected[meta.first_order], abs=1e-10)
 
 
-@pytest.mark.parametrize("derivation", [reference.loop, reference.in_jax])
 @pytest.mark.parametrize("loss", ["rsse", "mse"])
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("steps", [0, 2])
-def test_the_meta_gradient_is_exact_in_every_setting(derivation, loss, first_order, steps):
-    if derivation is reference.in_jax:
-        pytest.importorskip("jax")
+def test_the_meta_gradient_is_that_of_jax_in_every_setting(loss, first_order, steps):
+    pytest.importorskip("jax")
     settings = {"loss": loss, "first_order": first_order, "steps": steps}
     meta, batch = make(**settings)
-    assert_close(meta.meta_gradient(*batch), derivation(meta.net.Param, *batch, **settings))
+    assert_close(meta.meta_gradient(*batch), reference.in_jax(meta.net.Param, *batch, **settings))
 
 
 @pytest.mark.parametrize("device", DEVICES)
