@@ -2,16 +2,14 @@
 
 python3 tests/benchmark.py    ten minutes; needs JAX
 
-Every row is the same loop around another step, with PyTorch on one thread; JAX has a `scan` of its
-own. The rows are measured in turn, each in its own process, round after round. Printed are medians
-over rounds: the µs, and the speed-up over the first row in the same round.
+Every row is the same loop around another step, on one thread; JAX has a `scan` of its own. Rows are
+measured in turn, each in its own process. Printed are medians over rounds: the µs, and the speed-up
+over the first row in the same round.
 """
 
 import argparse
 import itertools
 import os
-import platform
-import re
 import statistics
 import sys
 import time
@@ -34,7 +32,6 @@ from net import Net
 
 TASKS, ROUNDS = (10, 100, 1_000), 3
 WARM_UP, SECONDS = 1.0, 2.0  # of a measurement
-Weights = dict[str, torch.Tensor]
 
 
 def train(tasks: int, step: Callable, sample: Callable = meta_batches) -> Iterator[list[float]]:
@@ -45,12 +42,12 @@ def train(tasks: int, step: Callable, sample: Callable = meta_batches) -> Iterat
 
 def with_adam(gradient: Callable) -> Callable:
     """A step of Adam with a gradient like `loop`; it returns the mean loss."""
-    weights = Net().Param
-    adam = torch.optim.Adam(weights.values(), lr=1e-3, fused=True)
+    theta = list(Net().parameters())
+    adam = torch.optim.Adam(theta, lr=1e-3, fused=True)
 
     def step(*batch):
-        total, gradients = gradient(weights, *batch)
-        for w, g in zip(weights.values(), gradients, strict=True):
+        total, gradients = gradient(theta, *batch)
+        for w, g in zip(theta, gradients, strict=True):
             w.grad = g
         adam.step()
         return total.item() / len(batch[0])
@@ -68,15 +65,14 @@ def rsse(pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (pred - y).norm()
 
 
-def loop(weights: Weights, *batch: torch.Tensor) -> reference.Result:
+def loop(theta: list[torch.Tensor], *batch: torch.Tensor) -> reference.Result:
     """tests/maml.py: one task after the other."""
-    theta = list(weights.values())
     total = sum(maml.adapted_loss(theta, *task, loss=rsse) for task in zip(*batch, strict=True))
     return total.detach(), torch.autograd.grad(total, theta)
 
 
 @torch.no_grad()  # `torch.func` records by itself what it differentiates
-def functional(weights: Weights, *batch: torch.Tensor) -> reference.Result:
+def functional(theta: list[torch.Tensor], *batch: torch.Tensor) -> reference.Result:
     """`torch.func`: the gradient of a vmap over tasks of the loss after one gradient step."""
 
     def task_loss(theta, x, y):
@@ -90,7 +86,7 @@ def functional(weights: Weights, *batch: torch.Tensor) -> reference.Result:
     def batch_loss(theta):
         return torch.vmap(adapted_loss, in_dims=(None, 0, 0, 0, 0))(theta, *batch).sum()
 
-    gradient, total = torch.func.grad_and_value(batch_loss)(list(weights.values()))
+    gradient, total = torch.func.grad_and_value(batch_loss)(theta)
     return total, tuple(gradient)
 
 
@@ -134,7 +130,7 @@ def scan(tasks: int) -> Iterator[list[float]]:
         yield losses.tolist()
 
 
-BASELINE, ONE_THREAD = "loop over tasks", "JAX, one thread"
+BASELINE = "loop over tasks"
 ROWS: dict[str, Callable[[int], Iterator[list[float]]]] = {
     BASELINE: lambda n: train(n, with_adam(loop)),
     "the original's shuffle re-enacted": lambda n: train(n, with_adam(loop), shuffled),
@@ -143,16 +139,13 @@ ROWS: dict[str, Callable[[int], Iterator[list[float]]]] = {
     "**this project**": lambda n: train(n, Meta(Net())),
     "**this project, first-order**": lambda n: train(n, Meta(Net(), first_order=True)),
     "**this project, `--compile`**": lambda n: train(n, compiled_meta(n)),
-    ONE_THREAD: scan,
-    "JAX, its own choice of threads": scan,
+    "JAX, in a `scan`": scan,
 }
 
 
 def measure(row: str, tasks: int) -> float:
     """The µs of an iteration, after the first ones."""
     torch.set_num_threads(1)
-    if row == ONE_THREAD:
-        os.environ["NPROC"] = "1"
     losses = ROWS[row](tasks)
     next(losses)  # may compile
     for seconds in (WARM_UP, SECONDS):
@@ -163,9 +156,8 @@ def measure(row: str, tasks: int) -> float:
 
 
 if __name__ == "__main__":
-    raw = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "NPROC": "1"}
     times = {case: [] for case in itertools.product(ROWS, TASKS)}
     for tasks, _, row in tqdm(list(itertools.product(TASKS, range(ROUNDS), ROWS))):
         with ProcessPoolExecutor(1, get_context("spawn")) as process:  # of its own
@@ -180,8 +172,4 @@ if __name__ == "__main__":
             ratio = statistics.median(baseline / ours for baseline, ours in pairs)
             cells.append(f"{statistics.median(times[row, tasks]):,.0f} ({ratio:.2g} ×)")
         print("|", " | ".join(cells), "|")
-
-    info = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    processor = model[1] if model else platform.processor()
-    print(f"\nPyTorch {torch.__version__}, {os.cpu_count()} cores, {processor}")
+    print(f"\nPyTorch {torch.__version__}, {os.cpu_count()} cores")
