@@ -60,6 +60,7 @@ MAX_STEPS = 10  # gradient steps in the evaluation
 GRID = torch.from_numpy(np.linspace(-5.0, 5.0, 50)[:, None])  # (50, 1), the inputs of the test
 CAP = 100.0  # a larger MSE counts as this, so that the mean is finite; predicting 0 gives below 14
 PRETRAINED = "pretrained on all tasks"  # the paper's baseline
+UNITS = {"rsse": "√SSE", "mse": "MSE"}
 
 
 class Failure(Exception):
@@ -394,7 +395,7 @@ def test(args: argparse.Namespace, device: str) -> None:
         print(table(scores[label]))
 
     graph_file, steps_file = Path("res", f"graph({name}).png"), Path("res", f"steps({name}).png")
-    draw_graph(graph_file, title, (k_x[0], k_y[0]), y, curves)
+    draw_graph(graph_file, title, args.loss, (k_x[0], k_y[0]), y, curves)
     draw_steps(steps_file, title, scores)
     print(f"\ngraphs: {graph_file}, {steps_file}")
 
@@ -497,7 +498,6 @@ def draw_losses(
     window = min(VALIDATE_EVERY, (len(losses) + 1) // 2)
     smoothed = np.convolve(losses, np.full(window, 1 / window), mode="valid")
     kept = schedule[np.argmin(validations)]
-    unit = {"rsse": "√SSE", "mse": "MSE"}.get(args.loss, args.loss)
 
     axes = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained").subplots()
     axes.semilogy(iterations, losses, alpha=0.25, linewidth=0.5, label="each meta-batch")
@@ -508,7 +508,10 @@ def draw_losses(
     axes.plot(kept, min(validations), "k*", label=f"weights kept, iteration {kept:,}")
 
     axes.set_title(f"Training, {in_words(run_name(args))}", fontsize="medium")
-    axes.set(xlabel="iteration of the outer loop", ylabel=f"query loss ({unit})")
+    axes.set(
+        xlabel="iteration of the outer loop",
+        ylabel=f"query loss ({UNITS.get(args.loss, args.loss)})",
+    )
     # Beyond four decades, the powers of ten are enough. Within half of one, all ticks are labelled.
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 1e4 * low else (1, 2, 3, 5)))
@@ -521,7 +524,9 @@ def draw_losses(
     write(path, axes.figure.savefig)
 
 
-def draw_graph(path: Path, title: str, points: Sequence, y: Tensor, curves: Mapping) -> None:
+def draw_graph(
+    path: Path, title: str, loss: str, points: Sequence, y: Tensor, curves: Mapping
+) -> None:
     """The drawn task before and after adaptation, by every learner (the paper's Figure 2).
 
     Args:
@@ -540,9 +545,9 @@ def draw_graph(path: Path, title: str, points: Sequence, y: Tensor, curves: Mapp
             axes.set_ylim(axes.get_ylim())
         axes.plot(GRID, pred[-1], color="#CC79A7", linestyle="--", label=f"{MAX_STEPS} Grad Steps")
         axes.plot(*points, "k^", label=f"K = {len(points[0])} Support Points")
-        pre, post, last = (pred - y).norm(dim=(1, 2))[[0, 1, MAX_STEPS]]
-        errors = f"{pre:.2f} → {post:.2f} → {last:.2f}"
-        steps = f"√SSE after 0 → 1 → {MAX_STEPS} steps: {errors}"
+        errors = LOSSES[loss](pred[[0, 1, MAX_STEPS]], y.expand(3, -1, -1))
+        words = " → ".join(f"{error:.2f}" for error in errors)
+        steps = f"{UNITS.get(loss, loss)} after 0 → 1 → {MAX_STEPS} steps: {words}"
         axes.set_title(f"{label}\n{steps}", fontsize="medium")
         axes.set(xlabel="x")
         axes.grid(alpha=0.3)

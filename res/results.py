@@ -3,10 +3,10 @@
 python3 res/results.py            measures (two minutes on two cores) and prints the tables
 python3 res/results.py --check    compares what it measures with res/results.csv
 python3 res/results.py --write    puts the numbers into res/results.csv and res/plateau.csv, the
-                                  tables into the pages, and draws seeds.png and plateau.png
+                                  tables into the pages, and draws alpha.png, plateau.png, seeds.png
 
 Measurements are those of `main.py --test`, but in float32, which takes half the time and changes no
-score by 0.0005. res/stuck.csv is only read: res/stuck.py makes it.
+score by 0.0005. res/runs.csv is only read: res/runs.py makes it.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -28,16 +29,17 @@ os.environ["MPLBACKEND"] = "agg"  # draws to files; a notebook's may not be inst
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from tqdm import tqdm
 
 import main
 from data import Sinusoid, meta_batches
-from res import stuck
+from res import runs
 
 ROOT = Path(main.__file__).parent
-RESULTS, PLATEAU, STUCK = ROOT / "res/results.csv", ROOT / "res/plateau.csv", stuck.CSV
+RESULTS, PLATEAU = ROOT / "res/results.csv", ROOT / "res/plateau.csv"
 PAGES = [ROOT / "README.md", ROOT / "res/README.md"]
 
 MAML, FOMAML, PRETRAINED = "", "--first_order", "--inner_steps 0"
@@ -45,6 +47,11 @@ PAPER = "--batch_size 25 --loss mse"  # the objective of the paper
 PAPER_FOMAML, PAPER_PRETRAINED = f"{PAPER} --first_order", f"{PAPER} --inner_steps 0"
 TWO_STEPS, PAPER_SMALL = f"{PAPER} --inner_steps 2", f"{PAPER} --inner_lr 0.001"
 ORIGINAL = "--test --weights 'weights/original(k=10).pt'"
+TUNED = {  # the pretrained net by the step size of the test
+    alpha: f"{PAPER} --inner_lr {alpha} --test --weights "
+    "'weights/w(k=10,batch_size=25,loss=mse,inner_steps=0).pt'"
+    for alpha in (0.001, 0.005, 0.01, 0.02, 0.05)
+}
 
 # Seeds, and numbers of support points in the test, in the order of results.csv.
 SEEDS = range(10)
@@ -61,8 +68,10 @@ EXPERIMENTS = {
     "--k_shot 5 --test --weights 'weights/original(k=5).pt'": ([0], [5]),
     PAPER_PRETRAINED: ([0], [5, 10, 20]),
     PAPER_SMALL: (SEEDS, [5, 10, 20]),
+    **{flags: ([0], [5]) for flags in TUNED.values()},
 }
-TABLE_2 = {1: 0.67, 5: 0.38, 10: 0.35}  # the paper's MSE for K = 5, by gradient steps
+TABLE_2 = runs.TABLE_2
+STUCK = 3.5  # a run with √SSE is stuck if its lowest validation loss is above; a good one has 2.9
 ON_10, ON_5 = "trained with √SSE, tested on 10 points", "trained with MSE, tested on 5 points"
 GRADIENTS = {"first-order": FOMAML, "exact": MAML}
 COLORS = {"first-order": "#E69F00", "exact": "#0072B2"}
@@ -108,7 +117,9 @@ def measure(measurement: Measurement) -> list[dict]:
     sse = task_errors(measurement)
     mse = sse / len(main.GRID)
     summary = main.summarize(sse)
-    summary["mse_of_uncapped"] = mse.where(mse < main.CAP, torch.nan).nanmean(1)
+    worst = mse.shape[1] // 100
+    summary["trimmed"] = mse.nan_to_num(torch.inf).sort(1).values[:, :-worst].mean(1)
+    summary["worse"] = (mse[0] < mse.nan_to_num(torch.inf)).sum(1)  # than before the first step
     flags, seed, shots = measurement
     rows = []
     for steps in range(main.MAX_STEPS + 1):
@@ -131,17 +142,6 @@ def measure_plateau() -> list[dict]:
     return rows
 
 
-def small_tests(measurement: Measurement) -> dict[int, list[float]]:
-    """What tests on 600 tasks, as in the paper's code, would say: quantiles, by gradient steps."""
-    mse = task_errors(measurement)[list(TABLE_2)] / len(main.GRID)
-    mse = torch.fmin(mse, torch.tensor(main.CAP))
-    generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randperm(mse.shape[1], generator=generator)[:600] for _ in range(300)]
-    means = torch.stack([mse[:, tasks].mean(1) for tasks in drawn])
-    quantiles = np.quantile(means, (0.05, 0.5, 0.95), axis=0)
-    return dict(zip(TABLE_2, quantiles.T.tolist(), strict=True))
-
-
 def write_rows(path: Path, rows: list[dict]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -159,7 +159,8 @@ def read_rows(path: Path) -> list[dict]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        row |= {key: float(row[key]) for key in row.keys() - {"flags", "gradient"}}
+        texts = {"flags", "gradient", "loss", "start", "kept", "weights"}
+        row |= {key: float(row[key] or "nan") for key in row.keys() - texts}
     return rows
 
 
@@ -184,18 +185,11 @@ def counted(number: int) -> str:
     return f"{number} step" if number == 1 else f"{number} steps"
 
 
-def score_cell(rows: list[dict], flags: str, shots: int, steps: int, name: str = "mse") -> str:
-    """The median of ten seeds with the lowest and the highest, or one seed with its ±."""
-    seeds = scores(rows, flags, shots, name)[steps]
+def seeds_cell(seeds: Sequence[float]) -> str:
+    """The median of the seeds with the lowest and the highest, or the number of a single one."""
     if len(seeds) == 1:
-        return f"{seeds[0]:.2f} ± {scores(rows, flags, shots, f'{name}_ci')[steps, 0]:.2f}"
-    return f"{np.median(seeds):.2f} ({seeds.min():.2f} to {seeds.max():.2f})"
-
-
-def median_cell(rows: list[dict], flags: str, shots: int) -> str:
-    """The MSE of the median task, the median of the seeds, after 1, 5 and 10 steps."""
-    medians = np.median(scores(rows, flags, shots, "median"), axis=1)
-    return " / ".join(f"{medians[steps]:.2f}" for steps in TABLE_2)
+        return f"{seeds[0]:.2f}"
+    return f"{np.median(seeds):.2f} ({np.min(seeds):.2f} to {np.max(seeds):.2f})"
 
 
 def capped_cell(rows: list[dict], flags: str) -> str:
@@ -213,32 +207,49 @@ def job_table(rows: list[dict]) -> str:
         "[first-order](res/README.md#first-order)": FOMAML,
         "[pretrained](res/README.md#pretrained)": PRETRAINED,
     }
-    runs, lines = columns.values(), []
+    lines = []
     for name, unit, steps in (("rsse", "√SSE", 1), *(("mse", "MSE", n) for n in (1, 2, 5, 10))):
-        cells = [score_cell(rows, flags, 10, steps, name) for flags in runs]
+        cells = [seeds_cell(scores(rows, flags, 10, name)[steps]) for flags in columns.values()]
         lines.append([f"{unit}, {counted(steps)}", *cells])
-    lines.append([f"MSE ≥ {main.CAP:g}", *(capped_cell(rows, flags) for flags in runs)])
     return markdown(["K = 10", *columns], *lines)
 
 
+PAPER_COLUMNS = {
+    "[1 inner step](res/README.md#the-objective-of-the-paper)": PAPER,
+    "[α = 0.001](res/README.md#the-step-size-of-the-authors-code)": PAPER_SMALL,
+    "[first-order](res/README.md#first-order-with-the-objective-of-the-paper)": PAPER_FOMAML,
+    "[2 inner steps](res/README.md#two-inner-steps)": TWO_STEPS,
+    "[pretrained](res/README.md#pretrained-with-the-objective-of-the-paper)": PAPER_PRETRAINED,
+}
+
+
 def paper_table(rows: list[dict]) -> str:
-    """The paper's Table 2, and its "varying numbers of K"; for each K also the median task."""
-    columns = {
-        "[1 inner step](res/README.md#the-objective-of-the-paper)": PAPER,
-        "[α = 0.001](res/README.md#the-step-size-of-the-authors-code)": PAPER_SMALL,
-        "[first-order](res/README.md#first-order-with-the-objective-of-the-paper)": PAPER_FOMAML,
-        "[2 inner steps](res/README.md#two-inner-steps)": TWO_STEPS,
-        "[pretrained](res/README.md#pretrained-with-the-objective-of-the-paper)": PAPER_PRETRAINED,
-    }
-    runs, lines = columns.values(), []
-    for shots in (5, 10, 20):
-        for steps, paper in TABLE_2.items():
-            cells = [score_cell(rows, flags, shots, steps) for flags in runs]
-            lines.append([f"{shots}, {steps}", f"*{paper}*" if shots == 5 else "", *cells])
-        cells = [median_cell(rows, flags, shots) for flags in runs]
-        lines.append([f"{shots}, median task after 1 / 5 / 10", "", *cells])
-    lines.append([f"MSE ≥ {main.CAP:g}", "", *(capped_cell(rows, flags) for flags in runs)])
-    return markdown(["K, steps", "*paper*", *columns], *lines)
+    """The paper's Table 2."""
+    lines = []
+    for steps, paper in TABLE_2.items():
+        cells = [seeds_cell(scores(rows, f, 5)[steps]) for f in PAPER_COLUMNS.values()]
+        lines.append([counted(steps), f"*{paper}*", *cells])
+    return markdown(["K = 5", "*the paper*", *PAPER_COLUMNS], *lines)
+
+
+def more_table(rows: list[dict]) -> str:
+    """The same runs, also on ten and on twenty points, and by other scores than the mean."""
+    lines, names = [], {"mse": "", "trimmed": ", without the worst 1 %", "median": ", median task"}
+    for shots, (name, words), steps in itertools.product((5, 10, 20), names.items(), TABLE_2):
+        cells = [seeds_cell(scores(rows, f, shots, name)[steps]) for f in PAPER_COLUMNS.values()]
+        lines.append([f"{shots}, {steps}{words}", *cells])
+    counts = [capped_cell(rows, flags) for flags in PAPER_COLUMNS.values()]
+    header = [re.sub(r"\[(.*)\].*", r"\1", column) for column in PAPER_COLUMNS]
+    return markdown(["K, steps", *header], *lines, [f"MSE ≥ {main.CAP:g}", *counts])
+
+
+def tuned_table(rows: list[dict]) -> str:
+    """The pretrained net with other step sizes in the test."""
+    lines = [
+        [f"{alpha:g}", *(f"{scores(rows, flags, 5)[steps, 0]:.2f}" for steps in TABLE_2)]
+        for alpha, flags in TUNED.items()
+    ]
+    return markdown(["α", *map(counted, TABLE_2)], *lines)
 
 
 def seeds_table(rows: list[dict], flags: str) -> str:
@@ -280,46 +291,103 @@ def references_table(rows: list[dict]) -> str:
     }
     lines = []
     for label, (flags, shots, reference) in runs.items():
-        ours = scores(rows, flags, shots).round(2)
-        cells = [f"{np.sum(ours[steps] <= reference[steps])} of 10" for steps in TABLE_2]
+        ours, margin = scores(rows, flags, shots), scores(rows, flags, shots, "mse_ci")
+        cells = []
+        for steps in TABLE_2:
+            ahead = np.sum(ours[steps].round(2) <= reference[steps])
+            close = np.sum(np.abs(ours[steps] - reference[steps]) <= margin[steps])
+            cells.append(f"{ahead} of 10" + f" ({close} too close to tell)" * bool(close))
         lines.append([label, *cells])
     header = [f"after {counted(steps)}" for steps in TABLE_2]
     return markdown(["seeds at or below the reference", *header], *lines)
 
 
-def stuck_table(rows: list[dict]) -> str:
+def chosen(run_rows: list[dict], **values: object) -> list[dict]:
+    """The rows of runs.csv with these values."""
+    return [row for row in run_rows if all(row[key] == value for key, value in values.items())]
+
+
+def authors_table(run_rows: list[dict]) -> str:
+    """The paper's Table 2 from the start of its authors' code."""
+    pairs = list(itertools.product((0.001, 0.01), runs.GRADIENTS))
+    own = chosen(run_rows, start="truncated normal")
+    columns = {f"α = {a}, {g}": chosen(own, inner_lr=a, gradient=g) for a, g in pairs}
+    lines = []
+    for steps, paper in TABLE_2.items():
+        cells = [seeds_cell([row[f"mse_{steps}"] for row in c]) for c in columns.values()]
+        lines.append([counted(steps), f"*{paper}*", *cells])
+    shares = [", ".join(f"{100 * row['near_paper']:.0f}" for row in c) for c in columns.values()]
+    lines.append(["draws within 10 %, by seed", "", *shares])
+    return markdown(["K = 5", "*the paper*", *columns], *lines)
+
+
+def alpha_rows(run_rows: list[dict], gradient: str, alpha: float) -> list[dict]:
+    return chosen(run_rows, loss="mse", start="Net", gradient=gradient, inner_lr=alpha)
+
+
+def alpha_table(run_rows: list[dict]) -> str:
+    """What the exact gradient and first order reach with each α, and the loss around θ."""
+    lines = []
+    for alpha, gradient in itertools.product(runs.ALPHAS, runs.GRADIENTS):
+        rows = alpha_rows(run_rows, gradient, alpha)
+        norm = np.median([row["gradient_norm"] for row in rows])
+        curvature = np.median([row["curvature"] for row in rows])
+        cells = [seeds_cell([row["mse_1"] for row in rows]), f"{norm:.3g}", f"{curvature:.3g}"]
+        lines.append([f"{alpha:g}, {gradient}", *cells, f"{alpha * curvature:.2g}"])
+    header = ["MSE after one step", "norm of the gradient", "largest eigenvalue λ of H", "α λ"]
+    return markdown(["α", *header], *lines)
+
+
+def wilson(count: int, of: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a rate (Wilson, 1927)."""
+    rate, z = count / of, 1.96
+    middle = rate + z**2 / (2 * of)
+    half = z * np.sqrt(rate * (1 - rate) / of + (z / (2 * of)) ** 2)
+    return (middle - half) / (1 + z**2 / of), (middle + half) / (1 + z**2 / of)
+
+
+def fifty_table(run_rows: list[dict]) -> str:
+    """How many of the seeds 0 to 49 get stuck."""
+    lines = []
+    for gradient in runs.GRADIENTS:
+        default = chosen(run_rows, loss="rsse", gradient=gradient)
+        losses = {r["weights_seed"]: r["validation_loss"] for r in default if r["mse_1"] > 0}
+        seeds = [f"{seed:g}" for seed, loss in losses.items() if loss > STUCK]
+        low, high = wilson(len(seeds), len(losses))
+        interval = f"{100 * low:.0f} to {100 * high:.0f} %"
+        lines.append([gradient, f"{len(seeds)} of {len(losses)}", interval, ", ".join(seeds)])
+    header = ["stuck", "95 % confidence interval", "seeds"]
+    return markdown(["", *header], *lines)
+
+
+def stuck_table(run_rows: list[dict]) -> str:
     """How many runs get stuck, of ten from the same initial weights on other training tasks."""
     lines = []
-    for seed in stuck.WEIGHTS_SEEDS:
+    for seed in (0, 5, 7):
         cells = []
-        for gradient in ("exact", "first-order"):
-            chosen = (r for r in rows if (r["weights_seed"], r["gradient"]) == (seed, gradient))
-            losses = np.array([row["validation_loss"] for row in chosen])
+        for gradient in runs.GRADIENTS:
+            rows = chosen(run_rows, loss="rsse", gradient=gradient, weights_seed=float(seed))
+            losses = np.array([r["validation_loss"] for r in rows if r["weights"] == "compiled"])
             span = f"{losses.min():.2f} to {losses.max():.2f}"
-            cells.append(f"{np.sum(losses > stuck.STUCK)} of 10 ({span})")
+            cells.append(f"{np.sum(losses > STUCK)} of {len(losses)} ({span})")
         lines.append([f"seed {seed}", *cells])
     return markdown(["initial weights", "exact gradient", "first-order"], *lines)
 
 
-def plateau_table(rows: list[dict]) -> str:
-    """What the two failed first-order runs do in 4,000 more iterations."""
-    columns = list(itertools.product((5, 7), GRADIENTS))
-    losses = {(row["seed"], row["gradient"], row["iteration"]): row["loss"] for row in rows}
-    lines = []
-    for end in (500, 1_000, 2_000, 4_000):
-        cells = [f"{losses[(*column, end)]:.2f}" for column in columns]
-        lines.append([f"{end - 499:,} to {end:,}", *cells])
-    header = [f"seed {seed}, {gradient}" for seed, gradient in columns]
-    return markdown(["iterations", *header], *lines)
-
-
-def blocks(rows: list[dict], plateau: list[dict], stuck_rows: list[dict]) -> dict[str, str]:
+def blocks(rows: list[dict], run_rows: list[dict]) -> dict[str, str]:
     """What stands between the comment lines of the pages, by the name in these lines."""
-    tables = {"the original's experiment": job_table(rows), "the paper": paper_table(rows)}
-    tables["counts of seeds"] = counts_table(rows)
-    tables["ahead of the references"] = references_table(rows)
-    tables["stuck runs"] = stuck_table(stuck_rows)
-    tables["the plateau"] = plateau_table(plateau)
+    tables = {
+        "the original's experiment": job_table(rows),
+        "the paper": paper_table(rows),
+        "more of the paper": more_table(rows),
+        "pretrained, tuned": tuned_table(rows),
+        "counts of seeds": counts_table(rows),
+        "ahead of the references": references_table(rows),
+        "the authors' start": authors_table(run_rows),
+        "alpha": alpha_table(run_rows),
+        "fifty seeds": fifty_table(run_rows),
+        "stuck runs": stuck_table(run_rows),
+    }
     seeds = {"maml": MAML, "first-order": FOMAML, "paper": PAPER, "paper, small step": PAPER_SMALL}
     seeds |= {"paper, first-order": PAPER_FOMAML, "paper, two steps": TWO_STEPS}
     return tables | {f"seeds of {name}": seeds_table(rows, seeds[name]) for name in seeds}
@@ -338,48 +406,73 @@ def filled(page: str, tables: dict[str, str]) -> str:
 
 
 def draw_seeds(path: Path, rows: list[dict]) -> None:
-    """MSE after 1 and 10 steps of every seed of the runs that have ten: means and median tasks."""
+    """MSE after 10 steps of every seed of the runs that have ten: means and median tasks."""
     sse_runs = {"exact": MAML, "first-order": FOMAML}
     mse_runs = {"exact": PAPER, "α = 0.001": PAPER_SMALL, "first-order": PAPER_FOMAML}
     mse_runs["2 inner steps"] = TWO_STEPS
-    figure = Figure(figsize=(9.6, 7.2), dpi=150, layout="constrained")
-    panels = figure.subplots(2, 2, sharex="col", sharey=True, width_ratios=[1, 2])
-    groups = itertools.product((1, 10), ((ON_10, 10, sse_runs), (ON_5, 5, mse_runs)))
-    for axes, (steps, (title, shots, runs)) in zip(panels.flat, groups, strict=True):
-        for place, flags in enumerate(runs.values()):
-            means = scores(rows, flags, shots)[steps]
-            median_tasks = scores(rows, flags, shots, "median")[steps]
+    figure = Figure(figsize=(8.3, 4.4), dpi=150, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=[1, 2])
+    groups = (ON_10, 10, sse_runs), (ON_5, 5, mse_runs)
+    for axes, (title, shots, group) in zip(panels, groups, strict=True):
+        for place, flags in enumerate(group.values()):
             color = COLORS["first-order" if "--first_order" in flags else "exact"]
             x = [place + (seed - 4.5) / 15 for seed in SEEDS]
+            means, tasks = (scores(rows, flags, shots, name)[10] for name in ("mse", "median"))
             axes.semilogy(x, means, "o", color=color, alpha=0.7, markersize=5)
             axes.plot([place - 0.4, place + 0.4], [np.median(means)] * 2, "k", linewidth=1)
-            axes.plot(x, median_tasks, "o", color=color, markersize=3.5, fillstyle="none")
-            for seed in np.flatnonzero(means > 1.5 * np.median(means)):
-                text = {"s": f"   seed {seed}   ", "va": "center", "fontsize": "x-small"}
-                axes.text(x[seed], means[seed], ha="left" if seed < 5 else "right", **text)
+            axes.plot(x, tasks, "o", color=color, markersize=3.5, fillstyle="none")
         if shots == 5:
-            axes.axhline(TABLE_2[steps], color="r", linestyle="--", linewidth=1)
-        axes.set_xticks(range(len(runs)), runs)
-        axes.grid(axis="y", which="both", alpha=0.3)
-        axes.set_title(title if steps == 1 else "", fontsize="medium")
-        axes.set_ylabel(f"MSE after {counted(steps)}" if shots == 10 else "")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))  # of all panels: they share it
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    meanings = ["one seed, mean of 10,000 test tasks", "median of these ten means"]
-    meanings += ["one seed, median of the tasks", "the paper's mean, K = 5"]
-    figure.legend(axes.lines[-4:], meanings, loc="outside lower center", ncols=2)
+            axes.axhline(TABLE_2[10], color="r", linestyle="--", linewidth=1)
+        axes.set_xticks(range(len(group)), group)
+        axes.set_title(title, fontsize="medium")
+    panels[0].set_ylabel("MSE after 10 steps")
+    label_decades(panels)
+    exact, first_order = panels[0].lines[0], panels[0].lines[3]
+    handles = [exact, first_order, panels[0].lines[1], panels[0].lines[2], panels[1].lines[-1]]
+    meanings = ["one seed, exact: mean of the tasks", "one seed, first-order: mean of the tasks"]
+    meanings += ["median of these ten means", "one seed: median task", "the paper's mean, K = 5"]
+    figure.legend(handles, meanings, loc="outside lower center", ncols=2)
     main.write(path, figure.savefig)
+
+
+def label_decades(panels: Sequence[Axes]) -> None:
+    for axes in panels:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(axis="y", alpha=0.3)
+
+
+def draw_alpha(path: Path, run_rows: list[dict]) -> None:
+    """MSE after one step against the step size, with either gradient: five seeds and medians."""
+    axes = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained").subplots()
+    for gradient in runs.GRADIENTS:
+        rows = [row for alpha in runs.ALPHAS for row in alpha_rows(run_rows, gradient, alpha)]
+        every, color = [row["inner_lr"] for row in rows], COLORS[gradient]
+        axes.loglog(every, [row["mse_1"] for row in rows], "o", color=color, alpha=0.5)
+        medians = [
+            np.median([row["mse_1"] for row in rows if row["inner_lr"] == alpha])
+            for alpha in runs.ALPHAS
+        ]
+        axes.plot(runs.ALPHAS, medians, color=color, label=f"{gradient}: median and five seeds")
+    axes.set(xlabel="step size α, in training and in the test", ylabel="MSE after one step")
+    axes.set_title("What the second derivatives are worth, K = 10", fontsize="medium")
+    axes.set_xticks(runs.ALPHAS, [f"{alpha:g}" for alpha in runs.ALPHAS])
+    axes.xaxis.set_minor_locator(NullLocator())
+    label_decades([axes])
+    axes.legend()
+    main.write(path, axes.figure.savefig)
 
 
 def draw_plateau(path: Path, rows: list[dict]) -> None:
     """The two failed first-order runs, continued first-order and with the exact gradient."""
     axes = Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained").subplots()
     for seed, gradient in itertools.product((5, 7), GRADIENTS):
-        chosen = [row for row in rows if (row["seed"], row["gradient"]) == (seed, gradient)]
+        run = chosen(rows, seed=seed, gradient=gradient)
         marker = "o" if seed == 5 else "s"
-        x, y = zip(*((row["iteration"], row["loss"]) for row in chosen), strict=True)
+        x, y = zip(*((row["iteration"], row["loss"]) for row in run), strict=True)
         axes.plot(x, y, marker=marker, color=COLORS[gradient], label=f"seed {seed}, {gradient}")
+    axes.axhline(2.9, color="k", linestyle="--", linewidth=1, label="end of a good run")
     axes.set_title("Two first-order runs that stand still, continued", fontsize="medium")
     axes.set(xlabel="more iterations", ylabel="query loss (√SSE), means of 500")
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -402,7 +495,7 @@ def differences(rows: list[dict]) -> list[str]:
     for row in rows:
         flags, seed, shots, steps = test = list(row.values())[:4]
         margin = 0.0275 if scores(known, flags, shots, "capped")[:, seed].any() else 0.0075
-        for name in ("rsse", "rsse_ci", "mse", "mse_ci", "median", "mse_of_uncapped", "capped"):
+        for name in ("rsse", "rsse_ci", "mse", "mse_ci", "median", "trimmed", "capped"):
             expected = scores(known, flags, shots, name)[steps, seed]
             if abs(row[name] - expected) > (2 if name == "capped" else margin):
                 found.append(f"{test}: {name} is {row[name]:g}, not {expected:g}")
@@ -424,17 +517,15 @@ def command() -> None:
         sys.exit("\n".join(differences(rows)) or None)
 
     plateau = measure_plateau()
-    tables = blocks(rows, plateau, read_rows(STUCK))
+    run_rows = read_rows(runs.CSV)
+    tables = blocks(rows, run_rows)
     for name, table in tables.items():
         print(f"\n{name}\n{table}")
-    print("\n300 tests on 600 tasks, the paper's objective, seed 0, K = 5")
-    for steps, (low, median, high) in small_tests(Measurement(PAPER, 0, 5)).items():
-        print(f"{counted(steps)}: median MSE {median:.2f}, 90 % from {low:.2f} to {high:.2f}")
-
     if args.write:
         write_rows(RESULTS, rows)
         write_rows(PLATEAU, plateau)
         draw_seeds(ROOT / "res/seeds.png", rows)
+        draw_alpha(ROOT / "res/alpha.png", run_rows)
         draw_plateau(ROOT / "res/plateau.png", plateau)
         for page in PAGES:
             text = filled(page.read_text(encoding="utf-8"), tables)

@@ -54,9 +54,9 @@ def test_panels_have_the_scale_of_the_first_step_of_the_first(figures, tmp_path,
     """Another learner, or ten steps, that are far off don't flatten the others."""
     points, y = (torch.ones(5, 1), torch.ones(5, 1)), torch.ones(50, 1)
     good = torch.rand(11, 50, 1)
-    main.draw_graph(tmp_path / "graph.png", "", points, y, {"good": good})
+    main.draw_graph(tmp_path / "graph.png", "", "rsse", points, y, {"good": good})
     ten = torch.cat((good[:10], far * good[10:]))
-    main.draw_graph(tmp_path / "graph.png", "", points, y, {"good": ten, "bad": far * good})
+    main.draw_graph(tmp_path / "graph.png", "", "rsse", points, y, {"good": ten, "bad": far * good})
     limits = {panel.get_ylim() for figure in figures for panel in figure.axes}
     assert len(limits) == 1
 
