@@ -78,12 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(*(f"{key}={value}" for key, value in vars(args).items()), f"device={device}")
-    command = test if args.test else train
     try:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()  # pictures are the same, whatever the user's settings
             matplotlib.rcParams["text.parse_math"] = False  # a $ in a file name is not math
-            command(args, device)
+            (test if args.test else train)(args, device)
     except KeyboardInterrupt:
         hint = "; --resume goes on from the last checkpoint, if there is one"
         fail(f"interrupted{'' if args.test else hint}", code=130)
@@ -94,36 +93,31 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def fail(sentence: str, code: int = 2) -> None:
-    print(f"main.py: {sentence}", file=sys.stderr)
+    print("main.py:", *sentence.split(), file=sys.stderr)  # in one line
     sys.exit(code)
-
-
-def in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags. What can't be used costs one sentence and exit code 2."""
-    description = "MAML on K-shot sinusoid regression (Finn, Abbeel and Levine, ICML 2017)."
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    group = parser.add_argument_group("training settings, which name the files of a run")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    settings = parser.add_argument_group("training settings, which name the files of a run")
 
-    def add(name: str, meaning: str, **options: object) -> None:
+    def setting(name: str, meaning: str, **options: object) -> None:
         default = SETTINGS[name]
         options = options or {"type": type(default)}
         meaning = f"{meaning} (default: {default!r})"
-        group.add_argument(f"--{name}", default=default, help=meaning, **options)
+        settings.add_argument(f"--{name}", default=default, help=meaning, **options)
 
-    add("epochs", "iterations of the outer loop")
-    add("batch_size", "tasks in a meta-batch")
-    add("k_shot", "support points of a task, K")
-    add("inner_lr", "step size of the inner loop, alpha")
-    add("outer_lr", "Adam's step size, outer loop, beta")
-    add("seed", "seed of the initial weights, the training tasks and the drawn task")
-    add("loss", "root of the summed squared error, or mean squared error", choices=LOSSES)
-    add("inner_steps", "gradient steps in training; 0: the pretrained baseline")
-    add("first_order", "drop the second derivatives: FOMAML", action="store_true")
-    add("name", "label of an experiment: letters, digits, - and _")
+    setting("epochs", "iterations of the outer loop")
+    setting("batch_size", "tasks in a meta-batch")
+    setting("k_shot", "support points of a task, K")
+    setting("inner_lr", "step size of the inner loop, alpha")
+    setting("outer_lr", "Adam's step size, outer loop, beta")
+    setting("seed", "seed of the initial weights, the training tasks and the drawn task")
+    setting("loss", "root of the summed squared error, or mean squared error", choices=LOSSES)
+    setting("inner_steps", "gradient steps in training; 0: the pretrained baseline")
+    setting("first_order", "drop the second derivatives: FOMAML", action="store_true")
+    setting("name", "label of an experiment of your own: letters, digits, - and _")
 
     add = parser.add_argument_group("what to do").add_argument
     add("--compile", action="store_true", help="train about twice as fast, after a slow start")
@@ -142,8 +136,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         lowest = 1 if flag in ("epochs", "batch_size", "k_shot", "test_shots") else 0
         if isinstance(value, int | float) and not value >= lowest:  # nor NaN
             parser.error(f"--{flag} must be at least {lowest}, not {value}")
-    if not re.fullmatch("[A-Za-z0-9_-]*", args.name):
-        parser.error(f"--name has only letters, digits, - and _, not {args.name!r}")
+    if args.seed >= 2**32:  # PyTorch takes 32 bits of it
+        parser.error(f"--seed must be below 2**32, not {args.seed}")
+    if not re.fullmatch("([A-Za-z0-9][A-Za-z0-9_-]*)?", args.name):
+        parser.error("--name has letters, digits, - and _, and begins with one of the first two")
     return args
 
 
@@ -204,7 +200,9 @@ def train(args: argparse.Namespace, device: str) -> None:
             loss = meta(*batch)  # lines 4 to 8
             losses.append(loss)
             if not math.isfinite(loss):
-                raise Failure(f"the loss is {loss} at iteration {len(losses)}: {advice(args)}")
+                raise Failure(
+                    f"the loss is {loss} at iteration {len(losses)}: try a smaller step size"
+                )
             if len(losses) == schedule[len(validations)]:
                 validation = validate(meta, args.k_shot, device)
                 if validation < min(validations, default=math.inf):
@@ -218,23 +216,20 @@ def train(args: argparse.Namespace, device: str) -> None:
                 saved = time.monotonic()
 
     if min(validations) == math.inf:
-        raise Failure(f"no validation loss was finite: {advice(args)}")
+        raise Failure("no validation loss was finite: try a smaller step size")
     write_results(args, losses, validations, best)
     checkpoint.unlink(missing_ok=True)
 
 
 def check_parameters(meta: Meta) -> None:
-    """Refuse to train what would be lost: only the weights of the network are kept in a file."""
+    """Refuse to train what would be lost, or would stay as it is."""
     kept = set(meta.net.parameters())
-    lost = [name for name, p in meta.named_parameters() if p not in kept]
-    if lost:
-        raise Failure(f"{', '.join(lost)} would be trained but not kept: put it into the network")
-
-
-def advice(args: argparse.Namespace) -> str:
-    """What to try if a run diverges: the flags that apply to it."""
-    steps = ", or fewer --inner_steps" if args.inner_steps > 1 else ""
-    return f"try a smaller {'--inner_lr or ' if args.inner_steps else ''}--outer_lr{steps}"
+    held = {p for group in meta.outer_optim.param_groups for p in group["params"]}
+    for name, p in meta.named_parameters():
+        if p not in kept:
+            raise Failure(f"{name} would be trained but not kept: put it into the network")
+        if p not in held:
+            raise Failure(f"the optimizer does not have {name}: make it after the network")
 
 
 def validation_schedule(epochs: int) -> list[int]:
@@ -251,7 +246,7 @@ def validate(meta: Meta, k_shot: int, device: str) -> float:
     meta.eval()
     loss = torch.cat([meta.query_loss(*chunk) for chunk in chunks(*batch)]).mean().item()
     for module, mode in modes.items():
-        module.training = mode
+        module.train(mode)  # of its parts, too, but these come later
     return loss if math.isfinite(loss) else math.inf  # NaN can't be compared
 
 
@@ -261,11 +256,14 @@ def snapshot(net: nn.Module) -> dict[str, Tensor]:
 
 
 def identity(args: argparse.Namespace, meta: Meta) -> dict:
-    """Whose a checkpoint is. An optimizer keeps its state by the order of the weights."""
+    """Whose a checkpoint is. An optimizer knows its parameters by their order."""
+    names = {p: name for name, p in meta.named_parameters()}
+    groups = meta.outer_optim.param_groups
     return {
         "settings": {setting: getattr(args, setting) for setting in SETTINGS},
         "weights": [(name, list(w.shape)) for name, w in meta.state_dict().items()],
         "optimizer": str(type(meta.outer_optim)),
+        "order": [[names.get(p) for p in group["params"]] for group in groups],
     }
 
 
@@ -285,10 +283,7 @@ def write_checkpoint(
 
 
 def resume(path: Path, args: argparse.Namespace, meta: Meta) -> tuple[list, list, dict]:
-    """The losses, validation losses and best weights of a stopped run, whose state `meta` takes.
-
-    Raises a `Failure` if there is no checkpoint, or one that does not fit this run.
-    """
+    """The losses, validation losses and best weights of a stopped run, whose state `meta` takes."""
     if not path.exists():
         raise Failure(f"no checkpoint {path}: leave out --resume to start a run")
     state = read(path)
@@ -304,7 +299,7 @@ def resume(path: Path, args: argparse.Namespace, meta: Meta) -> tuple[list, list
         torch.set_rng_state(state["random"][0])
         torch.cuda.set_rng_state_all(state["random"][1])
     except Exception as error:  # any part may be something else
-        raise Failure(f"{path} does not fit this run: {in_one_line(error)}") from error
+        raise Failure(f"{path} does not fit this run: {error}") from error
     return losses, validations, best
 
 
@@ -330,11 +325,7 @@ def write_results(
 
 
 def read(path: Path) -> object:
-    """What `torch.save` wrote. No code in it is executed.
-
-    Raises an `OSError` if the file can't be read, and a `Failure` if it is of another kind, or
-    damaged.
-    """
+    """What `torch.save` wrote. No code in it is executed."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # PyTorch itself checks no checksums
@@ -347,10 +338,7 @@ def read(path: Path) -> object:
 
 
 def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
-    """Write a file beside `path`, then move it there.
-
-    If that fails, the old file stays as it was, and an `OSError` is raised.
-    """
+    """Write a file beside `path`, then move it there: all of it, or the old one stays."""
     buffer = io.BytesIO()
     save(buffer)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -403,19 +391,18 @@ def test(args: argparse.Namespace, device: str) -> None:
 def files_to_measure(args: argparse.Namespace) -> dict[str, Path]:
     """By label: the weights that are asked for, and the pretrained baseline if it is there.
 
-    Pretraining does not use α. Its net with the α of the run goes first, else that of the default.
+    Pretraining does not use α: the baseline of the α that is asked for will do, or of the default.
     """
+    method = "FOMAML" if args.first_order else "MAML"
+    files = {args.name or (method if args.inner_steps else PRETRAINED): weights_file(args)}
     if args.weights:  # quotes tell it from the other labels, escapes suit any font
         files = {ascii(args.weights.name): args.weights}
-    elif args.inner_steps == 0:
-        return {args.name or PRETRAINED: weights_file(args)}
-    else:
-        files = {args.name or ("FOMAML" if args.first_order else "MAML"): weights_file(args)}
-    for alpha in (SETTINGS["inner_lr"], args.inner_lr):
-        pretraining = {"inner_steps": 0, "first_order": False, "inner_lr": alpha}
-        baseline = weights_file(argparse.Namespace(**{**vars(args), **pretraining}))
-        if args.inner_steps > 0 and baseline.exists():
-            files[PRETRAINED] = baseline
+    if args.inner_steps:
+        for alpha in (SETTINGS["inner_lr"], args.inner_lr):
+            pretraining = {"inner_steps": 0, "first_order": False, "inner_lr": alpha}
+            baseline = weights_file(argparse.Namespace(**{**vars(args), **pretraining}))
+            if baseline.exists():
+                files[PRETRAINED] = baseline
     return files
 
 
@@ -427,7 +414,7 @@ def load(file: Path, args: argparse.Namespace, device: str) -> Meta:
     try:
         meta.net.load_state_dict(weights)
     except Exception as error:  # it may be anything
-        raise Failure(f"{file} does not fit the network: {in_one_line(error)}") from error
+        raise Failure(f"{file} does not fit the network: {error}") from error
     return meta.eval()
 
 
@@ -529,10 +516,7 @@ def draw_graph(
 ) -> None:
     """The drawn task before and after adaptation, by every learner (the paper's Figure 2).
 
-    Args:
-        points: support points k_x and k_y, each (K, 1).
-        y: the task on GRID, (50, 1).
-        curves: by label, predictions after 0 to MAX_STEPS steps, (MAX_STEPS + 1, 50, 1).
+    `points` are k_x and k_y, (K, 1), y is (50, 1), a curve (MAX_STEPS + 1, 50, 1).
     """
     figure = Figure(figsize=(3.2 + 3.2 * len(curves), 4.8), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize="medium")
@@ -576,5 +560,6 @@ def draw_steps(path: Path, title: str, scores: Mapping[str, Mapping[str, Tensor]
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have any letter
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have any letter
     main()

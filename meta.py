@@ -42,7 +42,7 @@ class Meta(nn.Module):
         self.net, self.loss, self.inner_lr = net, loss, inner_lr
         self.inner_steps, self.first_order = inner_steps, first_order
         self.outer_optim = torch.optim.Adam(self.parameters(), lr=outer_lr, fused=True)
-        self.compiled = None  # or the function of a learner that `compile` makes
+        self.compiled = None  # what `compile` makes of `meta_gradient`
 
     def task_losses(self, x: Tensor, y: Tensor, fast: Fast) -> Tensor:
         """The loss of every task at its points x and y, with its own fast weights: (tasks,).
@@ -105,36 +105,38 @@ class Meta(nn.Module):
         total = 0.0
         for number, chunk in enumerate(chunks(k_x, k_y, q_x, q_y)):
             if self.compiled:
-                loss, gradient = self.compiled(self, *chunk)  # of this learner, if it is a copy
+                loss, gradient = self.compiled(self, *chunk)  # self: a deep copy trains itself
             else:
                 loss, gradient = self.meta_gradient(*chunk)
             for p, g in zip(self.parameters(), gradient, strict=True):
-                # The fused Adam pairs a parameter and its gradient in memory.
-                p.data, g = p.data.contiguous(), g.contiguous()
-                p.grad = g if number == 0 else p.grad + g  # the first replaces what was there
+                if not p.is_contiguous():  # the fused Adam pairs p and its gradient in memory
+                    p.data = p.data.contiguous()
+                g = g if number == 0 else p.grad + g  # the first replaces what was there
+                p.grad = g.contiguous()
             total += loss.item()
         self.outer_optim.step()  # line 8
         return total / len(k_x)
 
     def compile(self, *batch: Tensor) -> None:
-        """Compile the meta-gradient: now, and again when shapes or settings change.
+        """Compile the meta-gradient: now, and again for other shapes or settings, up to 256 times.
 
-        On the first CHUNK tasks of this meta-batch, k_x, k_y, q_x, q_y, the compiled gradient is
-        compared with the plain one. No step is taken.
-
-        Raises a `ValueError` if they differ by more than 0.1 %: where a network draws random
-        numbers, and where the compiler drops second derivatives (`torch.autograd.Function`).
+        With the first CHUNK tasks of `batch` (k_x, k_y, q_x, q_y), and the settings of now, it is
+        compared with the plain one. Raises a `ValueError` if they differ by 0.1 %: if the network
+        draws random numbers, or has a `torch.autograd.Function`, which loses second derivatives.
         """
         torch._dynamo.config.trace_autograd_ops = True  # the gradients inside of it, too
         on_cpu = batch[0].device.type == "cpu"
         options = {"cpp_wrapper": True, "memory_planning": True} if on_cpu else {}  # a fifth faster
-        settings = {"fullgraph": True, "dynamic": False, "recompile_limit": 10_000}
-        compiled = torch.compile(type(self).meta_gradient, options=options, **settings)
+        settings = {"fullgraph": True, "dynamic": False, "recompile_limit": 256}
+        plain = type(self).meta_gradient
+        compiled = torch.compile(plain, options=options, **settings)
 
         chunk = next(chunks(*batch))
-        gradients = compiled(self, *chunk)[1], self.meta_gradient(*chunk)[1]
-        other, plain = (torch.cat([g.flatten() for g in gradient]) for gradient in gradients)
-        error = ((other - plain).norm() / plain.norm()).item()
+        expected, gradient = (
+            torch.cat([g.flatten() for g in function(self, *chunk)[1]])
+            for function in (plain, compiled)
+        )
+        error = ((gradient - expected).norm() / expected.norm()).item()
         if not error <= 1e-3:
             raise ValueError(f"the compiled gradient of this network has an error of {error:.1%}")
         self.compiled = compiled

@@ -16,8 +16,8 @@ Fast = Mapping[str, Tensor]
 def rsse(pred: Tensor, y: Tensor) -> Tensor:
     """√Σ(pred − y)², the root of the summed squared error: two (tasks, N, 1) -> (tasks,)."""
     sse = (pred - y).square().sum((1, 2))
-    # The root has no derivative at 0. Below the threshold, all derivatives are 0: 1e-24 is a root
-    # of 1e-12, which counts as 0, and is far above the underflow of float32.
+    # The root has no derivative at 0. Below the threshold, all derivatives are 0. Its own root,
+    # 1e-12, counts as 0 for any loss, and the threshold is far above the smallest float32.
     return torch.threshold(sse, 1e-24, 1e-24).sqrt()
 
 
@@ -61,7 +61,7 @@ class AnyNet(nn.Module):
     The module keeps its own initial weights, which are PyTorch's, not those of `Net`. The network
     of `Net` takes about 1.6 times as long this way (10 tasks, not compiled).
 
-    Points have to be of the module's precision. The exceptions end in an error of PyTorch: running
+    Points have to be of the module's precision. These end in an error of PyTorch: running
     statistics, as `BatchNorm1d` has by default; recurrent layers and control flow that depends on
     the data, which `torch.vmap` does not know; parameters that are frozen or change no output.
     """

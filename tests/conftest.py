@@ -44,9 +44,6 @@ def same_start():
     torch.manual_seed(0)
     matplotlib.rcdefaults()
     matplotlib.rcParams["text.parse_math"] = False
-    yield
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()  # it compiles a function eight times
 
 
 class Output(NamedTuple):

@@ -176,23 +176,19 @@ def test_a_module_of_the_same_shape_has_the_same_meta_gradient():
     assert_close(net(batch[0]), meta.net(batch[0]), atol=1e-12)  # without fast weights, too
 
 
+def test_each_task_has_random_numbers_of_its_own():
+    pred = mlp(nn.Linear(1, 9), nn.Dropout(), nn.Linear(9, 1))(torch.ones(2, 5, 1).double())
+    assert not torch.equal(pred[0], pred[1])
+
+
 @pytest.mark.parametrize("compiled", [False, True])
-def test_what_the_optimizer_holds_is_trained(traced, compiled):
-    """By any optimizer; also what is not adapted. A parameter without gradient is an error."""
-
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(1).double())
-
-        def forward(self, pred, y):
-            return self.scale * mse(pred, y)
-
+def test_what_is_added_later_is_trained(traced, compiled):
+    """By any optimizer; here a step size is learned. A parameter without gradient is an error."""
     _, batch = make(tasks=CHUNK + 3)
-    meta = Meta(Net(), Scaled())
+    meta = Meta(Net(), mse)
     if compiled:
         meta.compile(*batch)
-    meta.inner_lr = nn.Parameter(torch.tensor(0.01).double())  # added later: a learned step size
+    meta.inner_lr = nn.Parameter(torch.tensor(0.01).double())
     meta.outer_optim = torch.optim.SGD(meta.parameters(), lr=0.1)
     before = copy.deepcopy(list(meta.parameters()))
     _, gradients = meta.meta_gradient(*batch)
@@ -200,10 +196,9 @@ def test_what_the_optimizer_holds_is_trained(traced, compiled):
     for p, old, gradient in zip(meta.parameters(), before, gradients, strict=True):
         assert gradient.any()
         assert_close(p, old - 0.1 * gradient)
-    net = Net()
-    net.unused = nn.Linear(1, 1)
+    meta.net.unused = nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="appears to not have been used"):
-        Meta(net)(*batch)
+        meta.meta_gradient(*batch)
 
 
 def test_the_first_step_of_adam_has_the_size_of_outer_lr():
@@ -298,6 +293,8 @@ def test_a_compiled_gradient_that_is_another_is_refused(traced, net):
     meta, batch = make(net)
     with refused("the compiled gradient of this network has an error of "):
         meta.compile(*batch)
+    with refused("the compiled gradient of this network has an error of nan%"):
+        meta.compile(*(points * math.nan for points in batch))
     losses = []
     for learner in (meta, make(net)[0]):  # it goes on as it was
         torch.manual_seed(1)

@@ -49,7 +49,7 @@ def test_a_test_draws_the_predictions_and_scores(program, figures):
     assert steps.axes[0].get_title().startswith(graph.get_suptitle())
 
 
-@pytest.mark.parametrize("far", [1e200, np.nan])
+@pytest.mark.parametrize("far", [3.0, 1e30, np.nan])
 def test_panels_have_the_scale_of_the_first_step_of_the_first(figures, tmp_path, far):
     """Another learner, or ten steps, that are far off don't flatten the others."""
     points, y = (torch.ones(5, 1), torch.ones(5, 1)), torch.ones(50, 1)
@@ -106,8 +106,6 @@ def test_the_loss_graph_of_one_iteration_can_be_read(program, figures, monkeypat
     (axes,) = figures[0].axes
     axes.figure.draw_without_rendering()
     assert axes.get_ylabel() == "query loss (√SSE)"
-    assert all(tick == round(tick) for tick in axes.get_xticks())
-    assert [line.get_marker() for line in axes.get_lines()[2:]] == [".", "*"]  # without a line
 
 
 @pytest.mark.parametrize(
