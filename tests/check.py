@@ -5,7 +5,7 @@ python3 tests/check.py yours.npz  says what your numbers for them are
 
 check.npz, in float64: w_1 (40, 1), b_1 (40,), w_2 (40, 40), b_2 (40,), w_3 (1, 40) and b_3 (1,) of
 the network relu(relu(x w_1ᵀ + b_1) w_2ᵀ + b_2) w_3ᵀ + b_3; support points k_x, k_y (10, 10, 1) and
-query points q_x, q_y (10, 15, 1). yours.npz, in any precision, what you have of these:
+query points q_x, q_y (10, 15, 1). yours.npz, in float64 or float32, what you have of these:
 
     support_losses (10,)                        of every task, at θ
     fast_w_1 (10, 40, 1), … fast_b_3 (10, 1)    the fast weights of every task
@@ -22,10 +22,11 @@ brackets. A line takes what the lines before it found for granted, so it has its
 
 import argparse
 import functools
-import itertools
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import leaky_relu, relu
+from torch import Tensor, relu, sigmoid, tanh
+from torch.nn.functional import leaky_relu
 
 import main
 from data import Sinusoid
@@ -42,39 +43,54 @@ from net import Net, linear, mse, rsse
 
 TASKS = 10
 KNOWN = 1e-4  # a way that leaves less of your numbers is what you compute
-SUPPORT, QUERY = "the support points", "the query points"
-
-Fast = Mapping[str, Tensor]  # w_1 (tasks, 40, 1), and so on
-
-
-# Networks and losses ------------------------------------------------------------------------------
+NEAR = 0.05  # a way that leaves more is not worth a word
+SUPPORT, QUERY, ALL = "the support points", "the query points", "all points"
+SAME = torch.nn.Identity()
+SHAPES = {"w_1": (40, 1), "b_1": (40,), "w_2": (40, 40), "b_2": (40,), "w_3": (1, 40), "b_3": (1,)}
 
 
-def mlp(first: Callable, second: Callable, last: Callable = lambda h: h) -> Callable:
+# Weights, networks and losses ---------------------------------------------------------------------
+
+
+def joined(arrays: Mapping[str, Tensor], prefix: str = "") -> Tensor:
+    """All weights in one dimension, the last. Here, weights are a tensor of this kind."""
+    parts = [arrays[f"{prefix}{name}"].flatten(-len(shape)) for name, shape in SHAPES.items()]
+    return torch.cat(parts, dim=-1)
+
+
+def by_name(weights: Tensor) -> dict[str, Tensor]:
+    parts = weights.split([math.prod(shape) for shape in SHAPES.values()], dim=-1)
+    return {n: part.unflatten(-1, SHAPES[n]) for n, part in zip(SHAPES, parts, strict=True)}
+
+
+def turned(weights: Tensor) -> Tensor:
+    """With w_2 as Flax and Keras store it."""
+    arrays = by_name(weights)
+    return joined({**arrays, "w_2": arrays["w_2"].mT})
+
+
+def mask(*names: str) -> Tensor:
+    """1 for the weights of these arrays, and 0 for the others."""
+    return joined({name: torch.full(SHAPES[name], float(name in names)) for name in SHAPES})
+
+
+def mlp(weights: Tensor, x: Tensor, first=relu, second=relu, last=SAME) -> Tensor:
     """The network with these functions after its layers."""
-
-    def predict(w: Fast, x: Tensor) -> Tensor:
-        h = first(linear(x, w["w_1"], w["b_1"]))
-        h = second(linear(h, w["w_2"], w["b_2"]))
-        return last(linear(h, w["w_3"], w["b_3"]))
-
-    return predict
+    w = by_name(weights)
+    h = first(linear(x, w["w_1"], w["b_1"]))
+    h = second(linear(h, w["w_2"], w["b_2"]))
+    return last(linear(h, w["w_3"], w["b_3"]))
 
 
-def without_biases(w: Fast, x: Tensor) -> Tensor:
-    return PLAIN({name: 0 * p if name.startswith("b") else p for name, p in w.items()}, x)
-
-
-PLAIN = mlp(relu, relu)
 NETWORKS = {
-    "": PLAIN,
-    ", with w_2 transposed": lambda w, x: PLAIN({**w, "w_2": w["w_2"].mT}, x),
-    ", with a ReLU after the last layer, too": mlp(relu, relu, relu),
-    ", without a ReLU after the second layer": mlp(relu, lambda h: h),
-    ", with tanh for ReLU": mlp(torch.tanh, torch.tanh),
-    ", with sigmoid for ReLU": mlp(torch.sigmoid, torch.sigmoid),
-    ", with leaky ReLU": mlp(leaky_relu, leaky_relu),
-    ", without biases": without_biases,
+    "": mlp,
+    ", with w_2 transposed": lambda weights, x: mlp(turned(weights), x),
+    ", with a ReLU after the last layer, too": partial(mlp, last=relu),
+    ", without a ReLU after the second layer": partial(mlp, second=SAME),
+    ", with tanh for ReLU": partial(mlp, first=tanh, second=tanh),
+    ", with sigmoid for ReLU": partial(mlp, first=sigmoid, second=sigmoid),
+    ", with leaky ReLU": partial(mlp, first=leaky_relu, second=leaky_relu),
+    ", without biases": lambda weights, x: mlp(weights * mask("w_1", "w_2", "w_3"), x),
 }
 
 
@@ -84,18 +100,8 @@ def broadcast(loss: Callable) -> Callable:
 
 
 BY_FLAG = {"rsse": "√SSE", "mse": "MSE"}
-LOSSES = {
-    "√SSE": rsse,
-    "MSE": mse,
-    "MAE": lambda pred, y: (pred - y).abs().mean((1, 2)),
-    "√SSE (y is (N,) and broadcasts)": broadcast(rsse),
-    "MSE (y is (N,) and broadcasts)": broadcast(mse),
-}
-MULTIPLES = {  # what else is one of these losses times a number, of N points
-    "√SSE": {"the root of the mean square": lambda n: n**-0.5},
-    "MSE": {"SSE": lambda n: n, "½ MSE": lambda n: 1 / 2, "½ SSE": lambda n: n / 2},
-    "MAE": {"the sum of absolute errors": lambda n: n},
-}
+USUAL = {"√SSE": rsse, "MSE": mse, "MAE": lambda pred, y: (pred - y).abs().mean((1, 2))}
+LOSSES = USUAL | {f"{name} (y is (N,) and broadcasts)": broadcast(USUAL[name]) for name in USUAL}
 
 
 class Problem:
@@ -104,69 +110,77 @@ class Problem:
     def __init__(self, network: str) -> None:
         self.predict = NETWORKS[network]
         torch.manual_seed(0)
-        self.parameters = Net().Param
-        self.theta = {n: p.expand(TASKS, *p.shape) for n, p in self.parameters.items()}
+        net = Net()
+        self.parameters, self.theta = net.Param, net.expand(TASKS)
+        self.start = joined(self.theta).detach().requires_grad_()  # θ, once for every task
         self.batch = k_x, k_y, q_x, q_y = Sinusoid(10).batch(range(TASKS))
         self.points = {
             SUPPORT: (k_x, k_y),
             QUERY: (q_x, q_y),
-            "all points": (torch.cat((k_x, q_x), 1), torch.cat((k_y, q_y), 1)),
+            ALL: (torch.cat((k_x, q_x), 1), torch.cat((k_y, q_y), 1)),
             "the first half of the support points": (k_x[:, :5], k_y[:, :5]),
             "the second half of the support points": (k_x[:, 5:], k_y[:, 5:]),
             "the first half of the query points": (q_x[:, :7], q_y[:, :7]),
             "the second half of the query points": (q_x[:, 7:], q_y[:, 7:]),
+            "the first ten query points": (q_x[:, :10], q_y[:, :10]),
         }
 
-    def losses(self, loss: str, points: str, fast: Fast) -> Tensor:
+    def losses(self, loss: str, points: str, weights: Tensor) -> Tensor:
         """(tasks,)"""
         x, y = self.points[points]
-        return LOSSES[loss](self.predict(fast, x), y)
+        return LOSSES[loss](self.predict(weights, x), y)
 
-    def gradient(self, loss: str, points: str, fast: Fast) -> dict[str, Tensor]:
-        total = self.losses(loss, points, fast).sum()
-        gradient = torch.autograd.grad(total, list(fast.values()), create_graph=True)
-        return dict(zip(fast, gradient, strict=True))
-
-    def moves(
-        self, loss: str, points: str, alpha: float, steps: int
-    ) -> Iterator[dict[str, Tensor]]:
-        """θ' − θ after each step, with the graph that leads back to θ."""
-        fast = self.theta
-        for _ in range(steps):
-            g = self.gradient(loss, points, fast)
-            fast = {n: w - alpha * g[n] for n, w in fast.items()}
-            yield {n: w - self.theta[n] for n, w in fast.items()}
+    def moves(self, loss: str, points: str, alpha: float, most: int) -> Iterator[Tensor]:
+        """θ' − θ after each of these steps, with the graph that leads back to θ."""
+        fast = self.start
+        for _ in range(most):
+            fast = step(fast, self.losses(loss, points, fast), alpha)
+            yield fast - self.start
 
     @functools.cached_property
-    def descents(self) -> dict[tuple[str, str], dict[str, Tensor]]:
+    def descents(self) -> dict[tuple[str, str], Tensor]:
         """−∇L(θ), by loss and points."""
-        pairs = itertools.product(LOSSES, self.points)
-        return {pair: all_of(self.gradient(*pair, self.theta), torch.neg) for pair in pairs}
+        return {pair: next(self.moves(*pair, 1.0, 1)) for pair in product(LOSSES, self.points)}
 
     def names(self, loss: str, points: str) -> dict[str, float]:
-        """The loss and its multiples, and what each of them is times the loss."""
-        count = self.points[points][0].shape[1]
-        multiples = MULTIPLES.get(loss, {})
-        return {loss: 1.0} | {name: factor(count) for name, factor in multiples.items()}
+        """What has a name and is a number times this loss, with that number."""
+        n = self.points[points][0].shape[1]
+        others = {
+            "√SSE": {"the root of the mean square": n**-0.5},
+            "MSE": {"SSE": n, "½ MSE": 1 / 2, "½ SSE": n / 2},
+            "MAE": {"the sum of absolute errors": n},
+        }
+        return {loss: 1.0, **others.get(loss, {})}
 
     def named(self, loss: str, points: str, times: float) -> str:
         """So many times the loss, by its name."""
-        names = [n for n, factor in self.names(loss, points).items() if near(times, factor)]
-        return f"{names[0] if names else f'{times:.4g} × {loss}'} on {points}"
+        found = [name for name, number in self.names(loss, points).items() if near(times, number)]
+        return f"{found[0] if found else f'{times:.4g} × {loss}'} on {points}"
 
 
 problem = functools.cache(Problem)  # what is the same for all is computed once
+
+
+def step(weights: Tensor, losses: Tensor, alpha: float) -> Tensor:
+    (gradient,) = torch.autograd.grad(losses.sum(), weights, create_graph=True)
+    return weights - alpha * gradient
 
 
 # Least squares ------------------------------------------------------------------------------------
 
 
 class Way(NamedTuple):
-    """A way to compute arrays: a sum of parts. `say` puts into words how often each is in it."""
+    """A way to compute numbers: a sum of parts. The words have a place for how often each is in it.
 
-    say: Callable[..., str]
-    parts: Sequence[Mapping[str, Tensor]]
+    Where the words are not so simple, details are what they are made of.
+    """
+
+    words: str
+    parts: Sequence[Tensor]
     details: tuple = ()
+
+    def only(self, mask: Tensor) -> "Way":
+        return self._replace(parts=[part * mask for part in self.parts])
 
 
 class Fit(NamedTuple):
@@ -177,292 +191,257 @@ class Fit(NamedTuple):
     left: float
     known: bool
 
-    def line(self, what: str) -> str:
-        words = self.way.say(*self.times)
-        return (
-            f"{what:15} {'' if self.known else 'unknown; nearest: '}{words} (left: {self.left:.0e})"
-        )
+    def say(self, words: str | None = None) -> str:
+        words = words or self.way.words.format(*self.times)
+        if not self.known:
+            words = f"unknown; {f'nearest: {words}' if self.left < NEAR else 'nothing is near'}"
+        return f"{words} (left: {self.left:.0e})"
 
 
-def flat(arrays: Iterable[Tensor]) -> Tensor:
-    return torch.cat([array.detach().flatten() for array in arrays])
-
-
-def fit(yours: Mapping[str, Tensor], ways: Iterable[Way], tolerance: float = KNOWN) -> Fit:
+def fit(yours: Tensor, ways: Iterable[Way], tolerance: float = KNOWN) -> Fit:
     """The first way that is known, or else the nearest one of few parts."""
-    y, nearest = flat(yours.values()), None
+    y, nearest = yours.flatten(), None
     for way in ways:
-        x = torch.stack([flat(part[name] for name in yours) for part in way.parts], dim=1)
+        x = torch.stack([part.detach().flatten() for part in way.parts], dim=1)
         size = x.norm(dim=0).clamp(min=1e-300)
-        if not x.isfinite().all():
+        if not size.isfinite().all():
             continue
-        times = torch.from_numpy(np.linalg.lstsq((x / size).numpy(), y.numpy())[0]) / size
-        left = ((y - x @ times).norm() / y.norm()).item()
+        times = torch.from_numpy(np.linalg.lstsq((x / size).numpy(), y.numpy())[0])
+        times = torch.where(times.abs() < 1e-6 * y.norm(), 0, times) / size  # no rounding errors
+        left = ((y - x @ times).norm() / y.norm().clamp(min=1e-300)).item()
         if left < tolerance:
             return Fit(way, times.tolist(), left, True)
         if nearest is None or left < nearest.left and len(times) <= 3:
             nearest = Fit(way, times.tolist(), left, False)
+    if nearest is None:
+        raise ValueError("numbers as large as these can't be checked")
     return nearest
 
 
-def near(number: float, other: float) -> bool:
-    return abs(number - other) <= 1e-3 * abs(other)
-
-
-def place(yours: Mapping[str, Tensor], exact: Mapping[str, Tensor], by_task: bool) -> str:
+def place(yours: Mapping[str, Tensor], exact: Mapping[str, Tensor], tasks: int) -> str:
     """Where to look: the arrays and tasks that are not the exact ones, their size and direction."""
-    wrong = {
-        name: (y - exact[name]).reshape(TASKS if by_task else 1, -1).norm(dim=1)
-        > KNOWN * exact[name].norm()
-        for name, y in yours.items()
-    }
-    a, b = flat(yours.values()), flat(exact[name] for name in yours)
-    words = f"{' ' * 15} not as expected: {', '.join(n for n in wrong if wrong[n].any())}"
-    if by_task:
-        tasks = torch.stack(list(wrong.values())).any(0).nonzero().flatten().tolist()
-        words += f" of tasks {', '.join(map(str, tasks))}"
+    wrong = {}
+    for name, array in yours.items():
+        errors = (array - exact[name]).reshape(tasks, -1).norm(dim=1)
+        wrong[name] = errors > KNOWN / TASKS * exact[name].norm()
+    words = f"not as expected: {', '.join(name for name in wrong if wrong[name].any())}"
+    if tasks > 1:
+        words += f" of tasks {listed(torch.stack(list(wrong.values())).any(0))}"
+    a, b = (torch.cat([part[name].detach().flatten() for name in yours]) for part in (yours, exact))
     ratio, cosine = a.norm() / b.norm(), a @ b / a.norm() / b.norm()
     return f"{words}; {ratio:.4g} times as large, cosine {cosine:.4f}"
 
 
-# Ways ---------------------------------------------------------------------------------------------
+def listed(tasks: Tensor) -> str:
+    return ", ".join(map(str, tasks.nonzero().flatten().tolist()))
 
 
-class Expected(NamedTuple):
-    """What the numbers should be."""
-
-    loss: str = "√SSE"
-    inner_lr: float = 0.01
-    inner_steps: int = 1
-    first_order: bool = False
-
-    def __str__(self) -> str:
-        steps = "one step" if self.inner_steps == 1 else f"{self.inner_steps} steps"
-        method = "first-order MAML" if self.first_order else "MAML"
-        return f"{method} with {self.loss}, {steps} and α = {self.inner_lr:.4g}"
+def near(number: float, other: float) -> bool:
+    return math.isclose(number, other, rel_tol=1e-3)
 
 
-def all_of(part: Mapping[str, Tensor], function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    return {name: function(array) for name, array in part.items()}
-
-
-def column(numbers: Tensor, array: Tensor) -> Tensor:
-    """One number a task, in the shape that multiplies this array."""
-    return numbers.reshape(-1, *[1] * (array.dim() - 1))
-
-
-def ways_to_step(p: Problem, expected: Expected) -> Iterator[Way]:
-    """θ' − θ. Details, if it is that of MAML: a function that gives the settings."""
-    alphas = list(dict.fromkeys((expected.inner_lr, 0.01, 0.001, 0.1)))
-    yield from plain_ways(p, expected)
-    for loss, points in itertools.product(MULTIPLES, (SUPPORT, QUERY, "all points")):
-        yield from several_steps(p, loss, points, alphas, expected)
-    for (loss, points), descent in p.descents.items():
-        of = f"{loss} on {points}"
-        for words, part in variants(descent).items():
-            yield Way(f"{words}, {of}, times {{:.4g}}".format, [part])
-        words = f"one step, {of}, α = {{:.4g}}, with weight decay, α λ = {{:.4g}}"
-        yield Way(words.format, [descent, all_of(p.theta, torch.neg)])
-    for loss, points, alpha in itertools.product(MULTIPLES, (SUPPORT, QUERY), alphas):
-        words = f"one step from where the task before ended, {loss} on {points}, α = {alpha:g}"
-        yield Way(partial(times_words, words), [one_after_another(p, loss, points, alpha)])
-    for loss in MULTIPLES:
-        descent = p.descents[loss, SUPPORT]
-        tasks = [all_of(descent, lambda a, t=t: a * column(t, a)) for t in torch.eye(TASKS)]
-        arrays = [{n: a * (n == name) for n, a in descent.items()} for name in descent]
-        for of, parts in {"task": tasks, "array": arrays}.items():
-            words = f"one step, {loss} on {SUPPORT}, with an α for each {of}: "
-            yield Way((words + ", ".join(["{:.4g}"] * len(parts))).format, parts)
-
-
-def plain_ways(p: Problem, expected: Expected) -> Iterator[Way]:
-    """What is expected, and one step of any size, on any loss and points."""
-    if expected.inner_steps > 1:
-        yield from several_steps(p, expected.loss, SUPPORT, [expected.inner_lr], expected)
-    for loss, points in p.descents:
-        yield one_step(p, loss, points, expected)
-
-
-def one_step(p: Problem, loss: str, points: str, expected: Expected) -> Way:
-    def settings(step_size: float) -> list[Expected]:
-        """That with the expected α comes first, then that with the simplest loss."""
-        alphas = {name: step_size / factor for name, factor in p.names(loss, points).items()}
-        names = sorted(alphas, key=lambda name: not near(alphas[name], expected.inner_lr))
-        return [Expected(name, alphas[name]) for name in names]
-
-    def say(step_size: float) -> str:
-        first, *others = settings(step_size)
-        words = f"one step, {first.loss} on {points}, α = {first.inner_lr:.4g}"
-        if others and not matches([first], expected):
-            words += f" (or {others[0].loss}, α = {others[0].inner_lr:.4g})"
-        return words
-
-    return Way(say, [p.descents[loss, points]], (settings,) if points == SUPPORT else ())
-
-
-def several_steps(
-    p: Problem, loss: str, points: str, alphas: list[float], expected: Expected
-) -> Iterator[Way]:
-    """2, 3, 5 and 10 steps, and as many as are expected, of the loss and of its multiples."""
-    numbers = {2, 3, 5, 10, expected.inner_steps} - {0, 1}
-    for alpha, (name, factor) in itertools.product(alphas, p.names(loss, points).items()):
-        moves = p.moves(loss, points, alpha * factor, max(numbers))
-        for number, moved in enumerate(moves, start=1):
-            if number in numbers:
-                words = f"{number} steps, {name} on {points}, α = {alpha:g}"
-                settings = partial(several, Expected(name, alpha, number))
-                details = (settings,) if points == SUPPORT else ()
-                yield Way(partial(times_words, words), [moved], details)
-
-
-def several(settings: Expected, times: float) -> list[Expected]:
-    return [settings] if near(times, 1) else []
-
-
-def times_words(words: str, times: float) -> str:
+def say_times(times: float, words: str) -> str:
     return words if near(times, 1) else f"{times:.4g} × {words}"
 
 
-def variants(descent: Fast) -> dict[str, dict[str, Tensor]]:
-    """What somebody may add instead, in words."""
-    norms = torch.cat([a.detach().flatten(1) for a in descent.values()], 1).norm(dim=1)
-    order = torch.arange(TASKS)
-    momentum = (0.9 ** (order[:, None] - order).double()).tril()  # (tasks, tasks)
-    functions = {
-        "the step of all tasks together": lambda a: a.sum(0, keepdim=True).expand_as(a),
-        "gradients that pile up over tasks": lambda a: a.cumsum(0),
-        "momentum of 0.9 from task to task": lambda a: torch.tensordot(momentum, a, dims=1),
-        "the first step of Adam": torch.sign,
-        "a gradient clipped to a norm": lambda a: a / column(norms, a),
-        "a gradient clipped to ± 1": lambda a: a.clamp(-1, 1),
-    }
-    return {words: all_of(descent, function) for words, function in functions.items()}
+# The step -----------------------------------------------------------------------------------------
 
 
-def one_after_another(p: Problem, loss: str, points: str, alpha: float) -> dict[str, Tensor]:
-    """θ' − θ, if each task takes its step from the fast weights of the one before."""
-    fast, ends = all_of(p.theta, lambda w: w[:1]), []
-    for x, y in zip(*(tensor.split(1) for tensor in p.points[points]), strict=True):
-        total = LOSSES[loss](p.predict(fast, x), y).sum()
-        g = torch.autograd.grad(total, list(fast.values()), create_graph=True)
-        fast = {n: w - alpha * part for (n, w), part in zip(fast.items(), g, strict=True)}
-        ends.append(fast)
-    return {n: torch.cat([end[n] for end in ends]) - w for n, w in p.theta.items()}
-
-
-class Term(NamedTuple):
-    """A part of the query loss: which loss, on which points, at θ' or θ."""
+class Settings(NamedTuple):
+    """Of MAML: what the numbers should be, or what they are."""
 
     loss: str
-    points: str
-    at: str = "θ'"
+    inner_lr: float
+    inner_steps: int
+    first_order: bool = False
+
+    @property
+    def steps(self) -> str:
+        return "one step" if self.inner_steps == 1 else f"{self.inner_steps} steps"
+
+    def __str__(self) -> str:
+        method = "first-order MAML" if self.first_order else "MAML"
+        return f"{method} with {self.loss}, {self.steps} and α = {self.inner_lr:.4g}"
+
+    def same_step(self, other: "Settings") -> bool:
+        same = (self.loss, self.inner_steps) == (other.loss, other.inner_steps)
+        return same and near(self.inner_lr, other.inner_lr)
 
 
-def ways_to_losses(p: Problem, fast: Fast, expected: Expected) -> Iterator[Way]:
-    """A number for each task. Details: the terms."""
-    weights = {"θ'": fast, "θ": p.theta}
-    losses = sorted(LOSSES, key=lambda loss: loss != expected.loss)
-    order = [QUERY, *(points for points in p.points if points != QUERY)]
-    single = [Term(*term) for term in itertools.product(losses, order, weights)]
-    double = [(Term(loss, QUERY), Term(loss, SUPPORT, at)) for loss in losses for at in weights]
-    for terms in [*((term,) for term in single), *double]:
-        parts = [{"query_losses": p.losses(loss, of, weights[at])} for loss, of, at in terms]
+def ways_to_step(p: Problem, expected: Settings) -> Iterator[Way]:
+    """θ' − θ. Details, if each task takes steps from θ: loss, points, α and number of steps."""
+    if expected.inner_steps > 1:
+        setting = expected.loss, SUPPORT, expected.inner_lr
+        for number, moved in enumerate(p.moves(*setting, expected.inner_steps + 1), start=1):
+            yield Way("", [moved], (*setting, number))
+    for (loss, points), descent in p.descents.items():
+        yield Way("", [descent], (loss, points, 1.0, 1))
+    alphas = dict.fromkeys((expected.inner_lr, 0.01, 0.001, 0.1))
+    for loss, points in product(USUAL, (SUPPORT, QUERY, ALL)):
+        numbers = p.names(loss, points).values()
+        for alpha in dict.fromkeys(a * number for a, number in product(alphas, numbers)):
+            for number, moved in enumerate(p.moves(loss, points, alpha, 10), start=1):
+                yield Way("", [moved], (loss, points, alpha, number))
+    for (loss, points), descent in p.descents.items():
+        for words, part in variants(descent).items():
+            yield Way(f"{words}, {loss} on {points}, times {{:.4g}}", [part])
+        words = f"one step, {loss} on {points}, α = {{:.4g}}, with weight decay, α λ = {{:.4g}}"
+        yield Way(words, [descent, -p.start])
+    for loss, points, alpha in product(USUAL, (SUPPORT, QUERY), alphas):
+        words = f"one step from where the task before ended, {loss} on {points}, α = {alpha:g}"
+        yield Way(words, [one_after_another(p, loss, points, alpha)])
+    for loss in USUAL:
+        descent = p.descents[loss, SUPPORT]
+        tasks = torch.eye(TASKS)[:, :, None] * descent
+        arrays = [descent * mask(name) for name in SHAPES]
+        for of, parts in {"task": tasks, "array": arrays}.items():
+            words = f"one step, {loss} on {SUPPORT}, with an α for each {of}: "
+            yield Way(words + ", ".join(["{:.4g}"] * len(parts)), parts)
 
-        yield Way(partial(say_terms, p, terms), parts, terms)
+
+def variants(descent: Tensor) -> dict[str, Tensor]:
+    """What somebody may add instead, in words."""
+    order = torch.arange(TASKS)
+    momentum = (0.9 ** (order[:, None] - order).double()).tril()  # (tasks, tasks)
+    return {
+        "the step of all tasks together": descent.sum(0).expand_as(descent),
+        "gradients that pile up over tasks": descent.cumsum(0),
+        "momentum of 0.9 from task to task": momentum @ descent,
+        "the first step of Adam": descent.sign(),
+        "a gradient clipped to a norm": descent / descent.detach().norm(dim=1, keepdim=True),
+        "a gradient clipped to ± 1": descent.clamp(-1, 1),
+    }
 
 
-def say_terms(p: Problem, terms: Sequence[Term], *times: float) -> str:
-    named = [p.named(loss, of, t) for (loss, of, _), t in zip(terms, times, strict=True)]
-    return " plus ".join(f"{words} at {term.at}" for words, term in zip(named, terms, strict=True))
+def one_after_another(p: Problem, loss: str, points: str, alpha: float) -> Tensor:
+    """θ' − θ, if each task takes its step from the fast weights of the one before."""
+    fast, ends = p.start[:1], []
+    for x, y in zip(*(tensor.split(1) for tensor in p.points[points]), strict=True):
+        fast = step(fast, LOSSES[loss](p.predict(fast, x), y), alpha)
+        ends.append(fast)
+    return torch.cat(ends) - p.start
+
+
+def settings(p: Problem, found: Fit, expected: Settings) -> list[Settings]:
+    """What the steps are: with the expected α first, and then with the simplest loss."""
+    loss, points, alpha, number = found.way.details
+    alpha *= found.times[0] if number == 1 else 1
+    each = [Settings(name, alpha / x, number) for name, x in p.names(loss, points).items()]
+    return sorted(each, key=lambda one: not near(one.inner_lr, expected.inner_lr))
+
+
+def is_step_of_maml(found: Fit) -> bool:
+    """One step may be of any size; several are not multiplied."""
+    _, points, _, number = found.way.details or ("", "", 0, 0)
+    return points == SUPPORT and (number == 1 or near(found.times[0], 1))
+
+
+def say_step(p: Problem, found: Fit, expected: Settings) -> str | None:
+    if not found.way.details:
+        return None
+    first, *others = settings(p, found, expected)
+    words = f"{first.steps}, {first.loss} on {found.way.details[1]}, α = {first.inner_lr:.4g}"
+    if others and not first.same_step(expected):
+        words += f" (or {others[0].loss}, α = {others[0].inner_lr:.4g})"
+    return words if first.inner_steps == 1 else say_times(found.times[0], words)
+
+
+# Losses and the meta-gradient ---------------------------------------------------------------------
+
+
+Term = tuple[str, str, str]  # a part of the query loss: which loss, on which points, at θ' or θ
+Terms = Sequence[tuple[float, Term]]  # how many times each
+
+
+def ways_to_support_losses(before: Tensor | None, losses: list[str]) -> Iterator[Way]:
+    """Details: network, loss, points and where. `before` are fast weights of the task before."""
+    for network, loss, points in product(NETWORKS, losses, problem("").points):
+        p = problem(network)
+        yield Way("", [p.losses(loss, points, p.start)], (network, loss, points, f"θ{network}"))
+    for loss in losses if before is not None else ():
+        part = problem("").losses(loss, SUPPORT, before)
+        yield Way("", [part], ("", loss, SUPPORT, "the fast weights of the task before"))
+
+
+def ways_to_query_losses(p: Problem, fast: Tensor, losses: list[str]) -> Iterator[Way]:
+    """Details: the terms."""
+    weights = {"θ'": fast, "θ": p.start}
+    points = sorted(p.points, key=lambda points: points != QUERY)
+    single = [(term,) for term in product(losses, points, weights)]
+    double = [((loss, QUERY, "θ'"), (loss, SUPPORT, at)) for loss, at in product(losses, weights)]
+    for terms in [*single, *double]:
+        yield Way("", [p.losses(loss, of, weights[at]) for loss, of, at in terms], terms)
 
 
 def ways_to_gradient(
-    p: Problem, fast: Fast, unrolled: Fast, terms: Sequence[tuple[float, Term]], expected: Expected
+    p: Problem, fast: Tensor, unrolled: Tensor, terms: Terms, loss: str
 ) -> Iterator[Way]:
-    """The meta-gradient of this loss, and then of other losses.
-
-    `unrolled` are fast weights that depend on θ by their graph.
-    """
+    """The meta-gradient of these terms, and then of others. Details: a note."""
     direct, exact = by_task(p, fast, unrolled, terms)
     parts = orders(direct, exact)
-    yield Way(say_gradient, parts, ("plain",))
-    yield Way(say_more("{:.4g} θ: weight decay"), [*parts, p.parameters])
-    support = all_of(p.descents[expected.loss, SUPPORT], lambda a: -a.sum(0))
-    yield Way(say_more("{:.4g} × the gradient of the support losses at θ"), [*parts, support])
-    for words, part in {"exact": exact, "first-order": direct}.items():
-        tasks = [all_of(part, lambda a, task=task: a[task]) for task in range(TASKS)]
-        yield Way(partial(say_tasks, words), tasks)
-    sign = all_of(exact, lambda a: a.sum(0).sign())
-    yield Way("the first step of Adam, the sign of the exact one, times {:.4g}".format, [sign])
-    for term in itertools.starmap(Term, itertools.product(LOSSES, p.points, ("θ'", "θ"))):
+    yield Way("{orders}", parts)
+    yield Way("{orders}", [turned(part) for part in parts], ("; w_2 is transposed in the file",))
+    yield Way("{orders}, plus {more:.4g} θ: weight decay", [*parts, p.start[0]])
+    support = -p.descents[loss, SUPPORT].sum(0)
+    words = "{orders}, plus {more:.4g} × the gradient of the support losses at θ"
+    yield Way(words, [*parts, support])
+    words = "the first step of Adam, the sign of the exact one, times {more:.4g}"
+    yield Way(words, [exact.sum(0).sign()])
+    for term in product(LOSSES, p.points, ("θ'", "θ")):
         parts = orders(*by_task(p, fast, unrolled, [(1.0, term)]))
-        yield Way(partial(say_other, term), parts)
+        yield Way("{{orders}}, of {} on {} at {}".format(*term), parts)
+    yield Way("exact, {tasks}", list(exact))
+    yield Way("first-order, {tasks}", list(direct))
 
 
-def orders(direct: Fast, exact: Fast) -> list[dict[str, Tensor]]:
+def by_task(p: Problem, fast: Tensor, unrolled: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
+    """For each task the gradient of its loss as if θ' were θ plus a constant, and the exact one.
+
+    `unrolled` are the fast weights with a graph that leads back to θ.
+    """
+    weights = {"θ'": fast, "θ": p.start}
+    total = sum(times * p.losses(loss, of, weights[at]).sum() for times, (loss, of, at) in terms)
+    grad = partial(torch.autograd.grad, retain_graph=True, materialize_grads=True)
+    at_fast, at_theta = grad(total, (fast, p.start))
+    (through_step,) = grad(unrolled, p.start, at_fast)  # tasks share no row of `p.start`
+    return at_fast + at_theta, through_step + at_theta
+
+
+def orders(direct: Tensor, exact: Tensor) -> list[Tensor]:
     """Sums over tasks: the first-order gradient and, if there is more, what second order adds."""
-    second = {name: (exact[name] - a).sum(0) for name, a in direct.items()}
-    first = all_of(direct, lambda a: a.sum(0))
-    return [first, second] if any(a.any() for a in second.values()) else [first]
+    first, second = direct.sum(0), (exact - direct).sum(0)
+    return [first, second] if second.any() else [first]
 
 
-def by_task(
-    p: Problem, fast: Fast, unrolled: Fast, terms: Sequence[tuple[float, Term]]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """For each task the gradient of its loss as if θ' were θ plus a constant, and the exact one."""
-    at_theta = all_of(p.theta, torch.zeros_like)
-    v = all_of(p.theta, torch.zeros_like)
-    for times, (loss, points, at) in terms:
-        place, into = (fast, v) if at == "θ'" else (p.theta, at_theta)
-        for name, g in p.gradient(loss, points, place).items():
-            into[name] = into[name] + times * g.detach()
-    # One call for all tasks: the θ of each, `p.theta`, is a tensor of its own in the graph.
-    total = sum((w * v[name]).sum() for name, w in unrolled.items())
-    exact = torch.autograd.grad(total, list(p.theta.values()), retain_graph=True)
-    direct = {n: v[n] + at_theta[n] for n in v}
-    return direct, {n: g + at_theta[n] for n, g in zip(p.theta, exact, strict=True)}
+def say_gradient(found: Fit) -> str:
+    words, times = found.way.words, found.times
+    tasks = f"tasks times {', '.join(f'{t:.3g}' for t in times)}"
+    if all(t == 0 or near(t, 1) for t in times):
+        tasks = f"of tasks {listed(torch.tensor(times))} only"
+    first_two = times[:-1] if "{more" in words else times
+    said = say_orders(*first_two) if "{orders}" in words else ""
+    return words.format(orders=said, tasks=tasks, more=times[-1])
 
 
-def say_gradient(first: float, second: float | None = None) -> str:
-    hints = {1 / TASKS: ", the mean over tasks", 2: ", added twice", -1: ", the wrong sign"}
-    hint = next((hints[number] for number in hints if near(first, number)), "")
+def say_orders(first: float, second: float | None = None) -> str:
+    """`second` is None where nothing is adapted: there are no second derivatives."""
     if second is None or near(first, second):
+        hints = {1 / TASKS: ", the mean over tasks", 2: ", added twice", -1: ", the wrong sign"}
+        hint = next((hints[number] for number in hints if near(first, number)), "")
         return "exact" if near(first, 1) else f"{first:.4g} × the exact one{hint}"
     if abs(second) < 1e-3 * abs(first):
-        times = "" if near(first, 1) else f"{first:.4g} × "
-        return f"{times}first-order: the gradient in the step is a constant (create_graph, detach)"
+        words = "first-order: the gradient in the step is a constant (create_graph, detach)"
+        return say_times(first, words)
     if abs(first) < 1e-3 * abs(second):
-        return f"{second:.4g} × what second derivatives add: θ is a constant in the step (detach)"
+        words = "what second derivatives add: θ is a constant in the step (detach)"
+        return say_times(second, words)
     return f"{first:.4g} × first-order and {second:.4g} × what second derivatives add"
-
-
-def say_more(words: str) -> Callable[..., str]:
-    return lambda *times: f"{say_gradient(*times[:-1])}, plus {words.format(times[-1])}"
-
-
-def say_other(term: Term, *times: float) -> str:
-    return f"{say_gradient(*times)}, of {term.loss} on {term.points} at {term.at}"
-
-
-def say_tasks(words: str, *times: float) -> str:
-    if all(abs(t) < 1e-3 or near(t, 1) for t in times):
-        return f"{words}, of tasks {', '.join(str(n) for n, t in enumerate(times) if t > 0.5)} only"
-    return f"{words}, tasks times {', '.join(f'{t:.3g}' for t in times)}"
 
 
 # The check ----------------------------------------------------------------------------------------
 
 
-class Step(NamedTuple):
-    """What is found of the fast weights."""
-
-    lines: list[str]
-    right: bool
-    settings: list[Expected]  # of MAML, if it is that
-    fast: Fast  # as they are
-    unrolled: Fast  # as they depend on θ
-
-
+@torch.enable_grad()
 def check(
     arrays: Mapping[str, np.ndarray],
     loss: str = "rsse",
@@ -474,246 +453,213 @@ def check(
 
     Raises a `ValueError` if an array is missing, is not known, or has a wrong shape or no numbers.
     """
-    expected = Expected(BY_FLAG[loss], inner_lr, inner_steps, first_order)
-    yours, epsilon = tensors(arrays)
-    p, lines, rights = problem(""), [], {}
-    if "support_losses" in yours:
-        line, network = check_network(yours["support_losses"], expected)
-        lines.append(line)
-        rights["support losses"] = network == ""
-        p = problem(network or "")
-    step = check_step(p, yours, expected, epsilon)
-    more, loss_is_right, terms, names = check_losses(p, yours, step.fast, expected)
-    last, gradient_is_right, first = check_gradient(p, yours, step, terms, expected)
-    rights |= {"fast weights": step.right, "query losses": loss_is_right}
-    rights["meta-gradient"] = gradient_is_right
-    lines += [*step.lines, *more, *last]
-
-    if all(rights.values()):
-        some = "" if len(yours) >= 13 else "As far as the file goes, this"
-        verdict = f"{some or 'This'} is {expected}{', in float32' if epsilon > 1e-9 else ''}."
-        return True, [verdict, *lines]
-    verdict = f"This is not {expected}: "
-    found = [s for s in step.settings if names is None or s.loss in names]
-    if found and first is not None and rights.get("support losses", True):
-        verdict += f"it is {found[0]._replace(first_order=first)}."
-    else:
-        verdict += f"look at the {next(name for name in rights if not rights[name])} first."
-    return False, [verdict, *lines]
+    if not 0 < inner_lr < math.inf or inner_steps < 1:
+        raise ValueError("inner_lr must be above 0, and inner_steps at least 1")
+    found = Check(tensors(arrays), Settings(BY_FLAG[loss], inner_lr, inner_steps, first_order))
+    return not found.wrong, [found.verdict(), *found.lines]
 
 
-def check_network(yours: Tensor, expected: Expected) -> tuple[str, str | None]:
-    """A line and, if it is known, the network. The loss is told by the lines that follow."""
+class Check:
+    """One part of the file after another. Each takes what is found of those before for granted."""
 
-    def ways() -> Iterator[Way]:
-        losses = sorted(LOSSES, key=lambda loss: loss != expected.loss)
-        for network, loss, points in itertools.product(NETWORKS, losses, problem("").points):
-            p = problem(network)
-            part = {"support_losses": p.losses(loss, points, p.theta)}
-            say = partial(say_network, network, loss, points)
-            yield Way(say, [part], (network,))
+    def __init__(self, yours: Mapping[str, Tensor], expected: Settings) -> None:
+        self.yours, self.expected, self.p = yours, expected, problem("")
+        self.loss, *_ = self.losses = sorted(LOSSES, key=lambda loss: loss != expected.loss)
+        self.lines, self.wrong, self.all_known = [], [], True
+        # What is found. So far, it is what is expected.
+        self.network, self.settings, self.names = "", [expected], None
+        self.first_order = expected.first_order
+        self.terms = [(1.0, (self.loss, QUERY, "θ'"))]
+        self.fast = joined(yours, "fast_") if "fast_w_1" in yours else None
+        if "support_losses" in yours:
+            self.check_support_losses(yours["support_losses"])
+        *_, self.exact = self.p.moves(self.loss, SUPPORT, expected.inner_lr, expected.inner_steps)
+        self.unrolled = self.p.start + self.exact
+        if self.fast is None:
+            self.fast = self.unrolled.detach().requires_grad_()
+            self.add("fast weights", "not in the file; taken to be right")
+        else:
+            self.check_fast_weights()
+        if "query_losses" in yours:
+            self.check_query_losses(yours["query_losses"])
+        else:
+            self.add("query losses", "not in the file; taken to be right")
+        if "w_1" in yours:
+            self.check_meta_gradient(joined(yours))
+        else:
+            self.add("meta-gradient", "not in the file")
 
-    found = fit({"support_losses": yours}, ways())
-    return found.line("support losses"), found.way.details[0] if found.known else None
+    def add(self, part: str, words: str, right: bool = True) -> None:
+        self.lines.append(f"{part:15} {words}")
+        if not right:
+            self.wrong.append(part)
 
+    def check_support_losses(self, yours: Tensor) -> None:
+        before = None if self.fast is None else torch.cat((self.p.start[:1], self.fast[:-1]))
+        found = fit(yours, ways_to_support_losses(before, self.losses))
+        network, loss, points, at = found.way.details
+        right = (loss, points, at) == (self.loss, SUPPORT, "θ") and near(found.times[0], 1)
+        words = f"{self.p.named(loss, points, found.times[0])} at {at}"
+        self.add("support losses", found.say(words), found.known and right)
+        self.network = network if found.known else None
+        self.p = problem(self.network or "")
 
-def say_network(network: str, loss: str, points: str, times: float) -> str:
-    return f"{problem(network).named(loss, points, times)} at θ{network}"
+    def check_fast_weights(self) -> None:
+        p, expected, notes = self.p, self.expected, []
+        if (turned(self.fast) - p.start).norm() < 0.5 * (self.fast - p.start).norm():
+            self.fast, notes = turned(self.fast), ["fast_w_2 is transposed in the file"]
+        moved, digits = (self.fast - p.start).detach(), 4 * epsilon([self.fast])
+        self.fast.requires_grad_()
+        sizes = {name: a.norm() / p.theta[name].norm() for name, a in by_name(moved).items()}
+        adapted = [name for name in SHAPES if sizes[name] > digits]
+        if not adapted:
+            self.unrolled, self.settings = p.start, []
+            self.add("fast weights", "θ itself: nothing is adapted", False)
+            return
 
+        if len(adapted) < len(SHAPES):
+            notes.append(f"only {', '.join(adapted)} adapted")
+        lost = digits * p.start.norm() / moved.norm()  # θ' − θ has fewer digits than θ'
+        tolerance = min(max(KNOWN, lost.item()), 0.01)
+        ways = (way.only(mask(*adapted)) for way in ways_to_step(p, expected))
+        found = fit(moved * mask(*adapted), ways, tolerance)
+        is_maml = found.known and not notes and is_step_of_maml(found)
+        self.settings = settings(p, found, expected) if is_maml else []
+        right = any(each.same_step(expected) for each in self.settings)
+        words = [found.say(say_step(p, found, expected)), *notes]
+        self.add("fast weights", "; ".join(words), right)
+        if found.known:
+            parts = zip(found.times, found.way.parts, strict=True)
+            self.unrolled = p.start + sum(times * part for times, part in parts)
+        else:
+            self.all_known = False
+            self.add("", place(by_name(moved), by_name(self.exact), TASKS))
 
-def check_step(p: Problem, yours: Mapping[str, Tensor], expected: Expected, epsilon: float) -> Step:
-    """`epsilon` is the precision of the file."""
-    *_, exact = p.moves(expected.loss, SUPPORT, expected.inner_lr, expected.inner_steps)
-    unrolled = {name: w + exact[name] for name, w in p.theta.items()}
-    if "fast_w_1" not in yours:
-        lines = [f"{'fast weights':15} not in the file; taken to be right"]
-        return Step(lines, True, [expected], all_of(unrolled, leaf), unrolled)
-    fast = {name: leaf(yours[f"fast_{name}"]) for name in p.theta}
-    moved = {name: (fast[name] - w).detach() for name, w in p.theta.items()}
-    adapted = {n: d for n, d in moved.items() if d.norm() > 4 * epsilon * p.theta[n].norm()}
-    if not adapted:
-        return Step([f"{'fast weights':15} θ itself: nothing is adapted"], False, [], fast, p.theta)
+    def check_query_losses(self, yours: Tensor) -> None:
+        p, self.names = self.p, []
+        found = fit(yours, ways_to_query_losses(p, self.fast, self.losses))
+        terms = list(zip(found.times, found.way.details, strict=True))
+        times, (loss, *where) = terms[0]
+        if found.known and where == [QUERY, "θ'"] and len(terms) == 1:
+            self.names = [name for name, x in p.names(loss, QUERY).items() if near(times, x)]
+        words = [f"{p.named(loss, of, times)} at {at}" for times, (loss, of, at) in terms]
+        self.add("query losses", found.say(" plus ".join(words)), self.loss in self.names)
+        if found.known:
+            self.terms = terms
+        else:
+            self.all_known = False
+            exact = p.losses(self.loss, QUERY, self.fast)
+            self.add("", place({"query_losses": yours}, {"query_losses": exact}, TASKS))
 
-    lost = 4 * epsilon * flat(p.theta.values()).norm() / flat(adapted.values()).norm()
-    tolerance = max(KNOWN, lost.item())  # θ' − θ has fewer digits than θ'
-    found, notes = fit(adapted, ways_to_step(p, expected), tolerance), []
-    if not found.known:
-        turned = {**fast, "w_2": leaf(fast["w_2"].mT)}
-        other_moved = {name: (turned[name] - w).detach() for name, w in p.theta.items()}
-        other = fit(other_moved, plain_ways(p, expected), tolerance)
-        if other.known:
-            found, fast, adapted = other, turned, other_moved
-            notes = ["fast_w_2 is transposed in the file"]
-    if len(adapted) < len(moved):
-        notes.append(f"only {', '.join(adapted)} adapted")
-    lines = ["; ".join([found.line("fast weights"), *notes])]
-    if not found.known:
-        return Step([*lines, place(moved, exact, by_task=True)], False, [], fast, unrolled)
+    def check_meta_gradient(self, yours: Tensor) -> None:
+        known = self.p, self.fast, self.unrolled, self.terms
+        found = fit(yours, ways_to_gradient(*known, self.loss))
+        plain = found.known and (found.way.words, found.way.details) == ("{orders}", ())
+        if not plain or not near(found.times[0], 1):
+            self.first_order = None
+        elif len(found.times) == 2:
+            self.first_order = {1.0: False, 0.0: True}.get(round(found.times[1], 3))
+        right = self.first_order == self.expected.first_order
+        if found.known or self.all_known:
+            words = found.say(say_gradient(found)) + "".join(found.way.details)
+            self.add("meta-gradient", words, right)
+        else:
+            self.add("meta-gradient", "unknown, as is what it depends on", right)
+        if not found.known and self.all_known:
+            direct, exact = by_task(*known)
+            exact = (direct if self.expected.first_order else exact).sum(0)
+            self.add("", place(by_name(yours), by_name(exact), 1))
 
-    unrolled = dict(p.theta)
-    for times, part in zip(found.times, found.way.parts, strict=True):
-        unrolled |= {name: unrolled[name] + times * part[name] for name in adapted}
-    settings = [each for function in found.way.details for each in function(*found.times)]
-    return Step(
-        lines, not notes and matches(settings, expected), settings * (not notes), fast, unrolled
-    )
-
-
-def matches(settings: list[Expected], expected: Expected) -> bool:
-    """Whether one of these is as expected, first order aside."""
-    return any(
-        (s.loss, s.inner_steps) == (expected.loss, expected.inner_steps)
-        and near(s.inner_lr, expected.inner_lr)
-        for s in settings
-    )
-
-
-def leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone().requires_grad_()
-
-
-def check_losses(
-    p: Problem, yours: Mapping[str, Tensor], fast: Fast, expected: Expected
-) -> tuple[list[str], bool, list[tuple[float, Term]], set[str] | None]:
-    """Lines, whether they are right, the terms of the loss, and its names if it is that of MAML."""
-    usual = [(1.0, Term(expected.loss, QUERY))]
-    if "query_losses" not in yours:
-        return [f"{'query losses':15} not in the file; taken to be right"], True, usual, None
-    numbers = {"query_losses": yours["query_losses"]}
-    found = fit(numbers, ways_to_losses(p, fast, expected))
-    lines = [found.line("query losses")]
-    if not found.known:
-        exact = {"query_losses": p.losses(expected.loss, QUERY, fast).detach()}
-        return [*lines, place(numbers, exact, by_task=True)], False, usual, set()
-    terms = list(zip(found.times, found.way.details, strict=True))
-    names = set()
-    if [(term.points, term.at) for _, term in terms] == [(QUERY, "θ'")]:
-        (times, term), *_ = terms
-        names = {name for name, x in p.names(term.loss, QUERY).items() if near(times, x)}
-    return lines, expected.loss in names, terms, names
-
-
-def check_gradient(
-    p: Problem,
-    yours: Mapping[str, Tensor],
-    step: Step,
-    terms: list[tuple[float, Term]],
-    expected: Expected,
-) -> tuple[list[str], bool, bool | None]:
-    """Lines, whether they are right, and whether it is first-order; None if it is not MAML's."""
-    if "w_1" not in yours:
-        lines = [f"{'meta-gradient':15} not in the file"]
-        return lines, True, expected.first_order
-    gradient, note = {name: yours[name] for name in p.theta}, ""
-    found = fit(gradient, ways_to_gradient(p, step.fast, step.unrolled, terms, expected))
-    if not found.known:
-        turned = {**gradient, "w_2": gradient["w_2"].mT}
-        ways = ways_to_gradient(p, step.fast, step.unrolled, terms, expected)
-        other = fit(turned, itertools.islice(ways, 1))
-        if other.known:
-            found, note = other, "; w_2 is transposed in the file"
-    lines = [found.line("meta-gradient") + note]
-    if not found.known:
-        direct, exact = by_task(p, step.fast, step.unrolled, terms)
-        right = all_of(direct if expected.first_order else exact, lambda a: a.sum(0))
-        return [*lines, place(gradient, right, by_task=False)], False, None
-    first_order = None
-    if found.way.details == ("plain",) and not note and near(found.times[0], 1):
-        first_order = {1.0: False, 0.0: True}.get(round(found.times[-1], 3))
-        if len(found.times) == 1:  # nothing was adapted: there are no second derivatives
-            first_order = expected.first_order
-    return lines, first_order == expected.first_order, first_order
+    def verdict(self) -> str:
+        if not self.wrong:
+            this = "This" if len(self.yours) >= 13 else "As far as the file goes, this"
+            digits = ", in float32" if epsilon(self.yours.values()) > 1e-9 else ""
+            return f"{this} is {self.expected}{digits}."
+        found = [s for s in self.settings if self.names is None or s.loss in self.names]
+        if found and self.first_order is not None and self.network == "":
+            found = found[0]._replace(first_order=self.first_order)
+            if str(found) != str(self.expected):  # but for rounding
+                return f"This is not {self.expected}: it is {found}."
+        return f"This is not {self.expected}: look at the {self.wrong[0]} first."
 
 
 # Files --------------------------------------------------------------------------------------------
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Of the arrays that a file may have."""
-    weights = {name: tuple(p.shape) for name, p in problem("").parameters.items()}
-    fast = {f"fast_{name}": (TASKS, *shape) for name, shape in weights.items()}
-    return {"support_losses": (TASKS,), **fast, "query_losses": (TASKS,), **weights}
-
-
-def tensors(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], float]:
-    """The arrays in float64, and the precision that they were computed in."""
-    known, epsilon = shapes(), 2.0**-52
+def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """The arrays in float64."""
+    fast = {f"fast_{name}": (TASKS, *shape) for name, shape in SHAPES.items()}
+    known = {"support_losses": (TASKS,), **fast, "query_losses": (TASKS,), **SHAPES}
     if unknown := arrays.keys() - known.keys():
         raise ValueError(f"{min(unknown)} is not one of {', '.join(known)}")
     if not arrays:
         raise ValueError(f"there is none of {', '.join(known)}")
-    for prefix in ("fast_", ""):
-        names = {f"{prefix}{name}" for name in problem("").theta}
-        if 0 < len(names - arrays.keys()) < len(names):
-            raise ValueError(f"{min(names - arrays.keys())} is missing")
+    for six in (fast, SHAPES):
+        missing = six.keys() - arrays.keys()
+        if 0 < len(missing) < len(six):
+            raise ValueError(f"{min(missing)} is missing")
     for name, array in arrays.items():
         array = np.asarray(array)
         if array.dtype.kind not in "fiu":
             raise ValueError(f"{name} has no real numbers: its type is {array.dtype}")
+        if array.dtype == np.float16:
+            raise ValueError(f"{name} has too few digits: its type is float16")
         if array.shape != known[name]:
             raise ValueError(f"{name} is {array.shape}, not {known[name]}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} has NaN or infinity in it")
-    # Numbers of float32 may be stored as float64.
-    if all((np.asarray(a) == np.asarray(a, np.float32)).all() for a in arrays.values()):
-        epsilon = 2.0**-23
-    return {name: torch.from_numpy(np.array(a, np.float64)) for name, a in arrays.items()}, epsilon
+        if not (abs(array) < 1e30).all():
+            raise ValueError(f"{name} has NaN or infinity in it, or numbers above 1e30")
+    return {name: torch.from_numpy(np.array(a, np.float64)) for name, a in arrays.items()}
+
+
+def epsilon(arrays: Iterable[Tensor]) -> float:
+    """The precision that they were computed in. Numbers of float32 may be stored as float64."""
+    single = all((a == a.float()).all() for a in arrays)
+    return torch.finfo(torch.float32 if single else torch.float64).eps
 
 
 def load(path: str) -> dict[str, np.ndarray]:
     """The arrays of a file of `np.savez`. No code in it is executed."""
+    arrays, reason = {}, f"{path} is no file of numpy.savez"
     try:
         file = np.load(path)
-        names = file.files
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror or error}") from error
-    except Exception as error:  # it may be anything
-        raise ValueError(f"{path} is no file of numpy.savez") from error
-    arrays = {}
-    for name in names:
-        try:
+        for name in file.files:
+            reason = f"{name} can't be read: it is damaged, or an array of objects"
             arrays[name] = file[name]
-        except Exception as error:  # as above
-            raise ValueError(
-                f"{name} can't be read: it is damaged, or an array of objects"
-            ) from error
+    except Exception as error:  # it may be anything
+        if isinstance(error, OSError) and error.strerror:
+            reason = f"{path} can't be read: {error.strerror}"
+        raise ValueError(reason) from error
     return arrays
 
 
 def command(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Says what an implementation of MAML computes: see the docstring of this file.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add, defaults = parser.add_argument, main.SETTINGS
-    add(
-        "file",
-        nargs="?",
-        metavar="yours.npz",
-        help="your numbers; without it, check.npz is written",
-    )
-    add("--loss", choices=BY_FLAG, default=defaults["loss"], help="what yours should be")
-    add("--inner_lr", type=float, default=defaults["inner_lr"], help="what yours should be")
-    add("--inner_steps", type=int, default=defaults["inner_steps"], help="what yours should be")
-    add("--first_order", action="store_true", help="what yours should be")
-    args = parser.parse_args(argv)
-    if not args.inner_lr > 0 or args.inner_steps < 1:
-        parser.error("--inner_lr must be above 0, and --inner_steps at least 1")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("file", nargs="?", metavar="yours.npz", help="your numbers")
+    flags = {"loss": {"choices": BY_FLAG}, "inner_lr": {"type": float}}
+    flags |= {"inner_steps": {"type": int}, "first_order": {"action": "store_true"}}
+    for name, options in flags.items():
+        options |= {"default": main.SETTINGS[name], "help": "what yours should be (%(default)s)"}
+        parser.add_argument(f"--{name}", **options)
+    args = vars(parser.parse_args(argv))
+    path = args.pop("file")
     torch.set_num_threads(1)
-    if args.file is None:
-        p = problem("")
-        points = dict(zip(("k_x", "k_y", "q_x", "q_y"), p.batch, strict=True))
-        arrays = {name: tensor.detach().numpy() for name, tensor in (p.parameters | points).items()}
-        np.savez("check.npz", **arrays)
-        print("check.npz: initial weights w_1, …, b_3 and points k_x, k_y, q_x, q_y of ten tasks")
-        return
     try:
-        right, lines = check(load(args.file), *list(vars(args).values())[1:])
-    except ValueError as error:
+        if path is None:
+            p = problem("")
+            points = dict(zip(("k_x", "k_y", "q_x", "q_y"), p.batch, strict=True))
+            arrays = {name: t.detach().numpy() for name, t in (p.parameters | points).items()}
+            np.savez("check.npz", **arrays)
+            names = "initial weights w_1, …, b_3 and points k_x, k_y, q_x, q_y of ten tasks"
+            print(f"check.npz: {names}")
+            return
+        right, lines = check(load(path), **args)
+    except (OSError, ValueError) as error:
         parser.exit(2, f"check.py: {error}\n")
     print("\n".join(lines))
     sys.exit(not right)
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(encoding="utf-8")  # for α, θ and √ in a pipe of Windows
     command()
