@@ -332,9 +332,10 @@ def alpha_table(run_rows: list[dict]) -> str:
         rows = alpha_rows(run_rows, gradient, alpha)
         norm = np.median([row["gradient_norm"] for row in rows])
         curvature = np.median([row["curvature"] for row in rows])
-        cells = [seeds_cell([row["mse_1"] for row in rows]), f"{norm:.3g}", f"{curvature:.3g}"]
-        lines.append([f"{alpha:g}, {gradient}", *cells, f"{alpha * curvature:.2g}"])
-    header = ["MSE after one step", "norm of the gradient", "largest eigenvalue λ of H", "α λ"]
+        cells = [seeds_cell([row[name] for row in rows]) for name in ("mse_1", "mse_10")]
+        cells += [f"{norm:.3g}", f"{curvature:.3g}", f"{alpha * curvature:.2g}"]
+        lines.append([f"{alpha:g}, {gradient}", *cells])
+    header = ["MSE after 1 step", "after 10 steps", "norm of the gradient", "λ", "α λ"]
     return markdown(["α", *header], *lines)
 
 
