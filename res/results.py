@@ -138,7 +138,7 @@ def measure_plateau() -> list[dict]:
         batches = meta_batches(Sinusoid(10, seed=(main.TRAIN, seed)), 10, start=args.epochs)
         for end in range(500, 4_001, 500):
             loss = np.mean([meta(*next(batches)) for _ in range(500)])
-            rows.append({"seed": seed, "gradient": gradient, "iteration": end, "loss": loss})
+            rows.append({"seed": seed, "gradient": gradient, "iteration": end, "query_loss": loss})
     return rows
 
 
@@ -333,7 +333,7 @@ def alpha_table(run_rows: list[dict]) -> str:
         norm = np.median([row["gradient_norm"] for row in rows])
         curvature = np.median([row["curvature"] for row in rows])
         cells = [seeds_cell([row[name] for row in rows]) for name in ("mse_1", "mse_10")]
-        cells += [f"{norm:.3g}", f"{curvature:.3g}", f"{alpha * curvature:.2g}"]
+        cells += [f"{norm:.1f}", f"{curvature:,.0f}", f"{alpha * curvature:.1f}"]
         lines.append([f"{alpha:g}, {gradient}", *cells])
     header = ["MSE after 1 step", "after 10 steps", "norm of the gradient", "λ", "α λ"]
     return markdown(["α", *header], *lines)
@@ -471,7 +471,7 @@ def draw_plateau(path: Path, rows: list[dict]) -> None:
     for seed, gradient in itertools.product((5, 7), GRADIENTS):
         run = chosen(rows, seed=seed, gradient=gradient)
         marker = "o" if seed == 5 else "s"
-        x, y = zip(*((row["iteration"], row["loss"]) for row in run), strict=True)
+        x, y = zip(*((row["iteration"], row["query_loss"]) for row in run), strict=True)
         axes.plot(x, y, marker=marker, color=COLORS[gradient], label=f"seed {seed}, {gradient}")
     axes.axhline(2.9, color="k", linestyle="--", linewidth=1, label="end of a good run")
     axes.set_title("Two first-order runs that stand still, continued", fontsize="medium")
@@ -489,13 +489,17 @@ def differences(rows: list[dict]) -> list[str]:
     """Where these measurements are not those of results.csv.
 
     Another processor rounds otherwise. It may move a score by 0.0075, and up to two tasks to the
-    cap or below it, each of which moves a mean of MSEs by 0.01.
+    cap or below it, each of which moves a mean of MSEs by 0.01. Where hundreds of tasks run away,
+    as with too large a step size, there is nothing to compare.
     """
     known = read_rows(RESULTS)
     found = []
     for row in rows:
         flags, seed, shots, steps = test = list(row.values())[:4]
-        margin = 0.0275 if scores(known, flags, shots, "capped")[:, seed].any() else 0.0075
+        away = scores(known, flags, shots, "capped")[:, seed].max()
+        if away > 100:
+            continue
+        margin = 0.0275 if away else 0.0075
         for name in ("rsse", "rsse_ci", "mse", "mse_ci", "median", "trimmed", "capped"):
             expected = scores(known, flags, shots, name)[steps, seed]
             if abs(row[name] - expected) > (2 if name == "capped" else margin):
