@@ -256,14 +256,13 @@ def snapshot(net: nn.Module) -> dict[str, Tensor]:
 
 
 def identity(args: argparse.Namespace, meta: Meta) -> dict:
-    """Whose a checkpoint is. An optimizer knows its parameters by their order."""
+    """Whose a checkpoint is. An optimizer tells its parameters apart by their order."""
     names = {p: name for name, p in meta.named_parameters()}
-    groups = meta.outer_optim.param_groups
+    held = [p for group in meta.outer_optim.param_groups for p in group["params"]]
     return {
         "settings": {setting: getattr(args, setting) for setting in SETTINGS},
-        "weights": [(name, list(w.shape)) for name, w in meta.state_dict().items()],
         "optimizer": str(type(meta.outer_optim)),
-        "order": [[names.get(p) for p in group["params"]] for group in groups],
+        "weights": [(names.get(p), list(p.shape)) for p in held],
     }
 
 

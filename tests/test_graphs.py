@@ -9,7 +9,7 @@ from conftest import contents, leave_only, make_weights
 import main
 from data import Sinusoid
 from meta import Meta
-from net import Net
+from net import Net, mse
 
 
 def assert_shown(axes, legend, expected):
@@ -25,27 +25,30 @@ def assert_shown(axes, legend, expected):
 
 def test_a_test_draws_the_predictions_and_scores(program, figures):
     """By every learner, with the true curve and support points. A $ in a file name is not math."""
-    files = {"'$^$.pt'": "$^$.pt", main.PRETRAINED: "weights/w(k=10,seed=1,inner_steps=0).pt"}
+    files = {
+        "'$^$.pt'": "$^$.pt",
+        main.PRETRAINED: "weights/w(k=10,seed=1,loss=mse,inner_steps=0).pt",
+    }
     for scale, file in enumerate(files.values(), start=1):
         make_weights(file, 0.2 * scale)
-    assert program("--test --seed 1 --test_shots 5 --weights $^$.pt").code == 0
+    assert program("--test --seed 1 --loss mse --test_shots 5 --weights $^$.pt").code == 0
     graph, steps = figures
     drawn, x, means = Sinusoid(5, 0, 1, seed=(main.DRAWN, 1)), main.GRID, {}
     k_x, k_y, _, _ = drawn.batch([0])
     y = drawn.target([0], x)
     for panel, (label, file) in zip(graph.axes, files.items(), strict=True):
-        meta = Meta(Net())
+        meta = Meta(Net(), mse)
         meta.net.load_state_dict(torch.load(file))
         pred = [meta.net(x[None], meta.adapt(k_x, k_y, steps)).detach() for steps in range(11)]
-        errors = " → ".join(f"{(pred[step] - y).norm():.2f}" for step in (0, 1, 10))
-        assert panel.get_title() == f"{label}\n√SSE after 0 → 1 → 10 steps: {errors}"
+        errors = " → ".join(f"{(pred[step] - y).square().mean():.2f}" for step in (0, 1, 10))
+        assert panel.get_title() == f"{label}\nMSE after 0 → 1 → 10 steps: {errors}"
         expected = {"Ground Truth": (x, y), "Pre Update": (x, pred[0])}
         expected |= {"One Grad Step": (x, pred[1]), "10 Grad Steps": (x, pred[10])}
         expected |= {"K = 5 Support Points": (k_x, k_y)}
         assert_shown(panel, graph.legends[0], expected)
         means[label] = (range(11), main.summarize(main.evaluate(meta, 5))["mse"])
     assert_shown(steps.axes[0], steps.legends[0], means)
-    assert graph.get_suptitle() == "K = 10, seed = 1, test shots = 5"
+    assert graph.get_suptitle() == "K = 10, seed = 1, loss = mse, test shots = 5"
     assert steps.axes[0].get_title().startswith(graph.get_suptitle())
 
 
