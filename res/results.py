@@ -240,7 +240,7 @@ def more_table(rows: list[dict]) -> str:
         lines.append([f"{shots}, {steps}{words}", *cells])
     counts = [capped_cell(rows, flags) for flags in PAPER_COLUMNS.values()]
     header = [re.sub(r"\[(.*)\].*", r"\1", column) for column in PAPER_COLUMNS]
-    return markdown(["K, steps", *header], *lines, [f"MSE ≥ {main.CAP:g}", *counts])
+    return markdown(["K, steps", *header], *lines, [f"MSE ≥ {main.CAP:g}, worst seed", *counts])
 
 
 def tuned_table(rows: list[dict]) -> str:
@@ -421,7 +421,7 @@ def draw_seeds(path: Path, rows: list[dict]) -> None:
             means, tasks = (scores(rows, flags, shots, name)[10] for name in ("mse", "median"))
             axes.semilogy(x, means, "o", color=color, alpha=0.7, markersize=5)
             axes.plot([place - 0.4, place + 0.4], [np.median(means)] * 2, "k", linewidth=1)
-            axes.plot(x, tasks, "o", color=color, markersize=3.5, fillstyle="none")
+            axes.plot(x, tasks, "o", color="gray", markersize=3.5, fillstyle="none")
         if shots == 5:
             axes.axhline(TABLE_2[10], color="r", linestyle="--", linewidth=1)
         axes.set_xticks(range(len(group)), group)
@@ -457,7 +457,7 @@ def draw_alpha(path: Path, run_rows: list[dict]) -> None:
         ]
         axes.plot(runs.ALPHAS, medians, color=color, label=f"{gradient}: median and five seeds")
     axes.set(xlabel="step size α, in training and in the test", ylabel="MSE after one step")
-    axes.set_title("What the second derivatives are worth, K = 10", fontsize="medium")
+    axes.set_title("The paper's loss, 25 tasks in a meta-batch, K = 10", fontsize="medium")
     axes.set_xticks(runs.ALPHAS, [f"{alpha:g}" for alpha in runs.ALPHAS])
     axes.xaxis.set_minor_locator(NullLocator())
     label_decades([axes])

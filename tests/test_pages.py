@@ -19,8 +19,9 @@ from conftest import ROOT
 import main
 
 README, GALLERY = (page.read_text(encoding="utf-8") for page in results.PAGES)
-BLOCKS = re.findall(r"```python\n(.*?)```", README + GALLERY, flags=re.DOTALL)
-OUTPUTS = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README + GALLERY, re.MULTILINE | re.DOTALL)
+BLOCKS = [text for language, text in FENCED if language == "python"]
+OUTPUTS = [text for language, text in FENCED if not language]
 SUMS = (ROOT / "weights/SHA256SUMS").read_text(encoding="utf-8").splitlines()
 INCLUDED = {name: digest for digest, name in (line.split("  ") for line in SUMS)}
 
