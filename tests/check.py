@@ -146,7 +146,7 @@ class Problem:
         """What has a name and is a number times this loss, with that number."""
         n = self.points[points][0].shape[1]
         others = {
-            "√SSE": {"the root of the mean square": n**-0.5},
+            "√SSE": {"√MSE": n**-0.5},
             "MSE": {"SSE": n, "½ MSE": 1 / 2, "½ SSE": n / 2},
             "MAE": {"the sum of absolute errors": n},
         }
@@ -430,7 +430,7 @@ def say_orders(first: float, second: float | None = None) -> str:
         hint = next((hints[number] for number in hints if near(first, number)), "")
         return "exact" if near(first, 1) else f"{first:.4g} × the exact one{hint}"
     if abs(second) < 1e-3 * abs(first):
-        words = "first-order: the gradient in the step is a constant (create_graph, detach)"
+        words = "first-order: the gradient of the step is a constant (create_graph)"
         return say_times(first, words)
     if abs(first) < 1e-3 * abs(second):
         words = "what second derivatives add: θ is a constant in the step (detach)"

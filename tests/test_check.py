@@ -80,7 +80,7 @@ SAID = {  # an implementation with one change, and what is said of it: parts of 
     "MSE": (dict(loss=maml.mse), [f"{THIS}it is MAML with MSE, one step and α = 0.01."]),
     "the root of the mean": (
         dict(loss=lambda pred, y: maml.mse(pred, y).sqrt()),
-        ["the root of the mean square on the support points, α = 0.01 (or √SSE, α = 0.003162)"],
+        ["√MSE on the support points, α = 0.01 (or √SSE, α = 0.003162)"],
     ),
     "y as (N,)": (
         dict(query_loss=lambda pred, y: rsse(pred, y[:, 0])),

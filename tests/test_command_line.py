@@ -68,7 +68,7 @@ def test_a_name_has_all_settings_but_the_defaults(words):
 
 
 def test_no_command_touches_a_file_of_another(program, figures):
-    """Commands that differ in a setting, or in what they measure, have files of their own."""
+    """Commands that differ in a setting, or measure a file of another name, have their own."""
     make_weights("folder/w.pt")
     make_weights("weights/w(k=10).pt")
     new = {"graph(k=10).png", "steps(k=10).png"}
