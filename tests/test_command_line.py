@@ -38,10 +38,11 @@ def test_training_as_a_user_runs_it(program, tmp_path):
 
 
 def test_ctrl_c_in_training_costs_one_sentence(tmp_path):
-    command = [sys.executable, str(ROOT / "main.py")]
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     # A shell's jobs in the background ignore the signal, and so would this one.
-    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    code = "import main, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{code}; main.main()"]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    options["env"] = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=tmp_path, **options)
     while "loss" not in process.stderr.read(50):  # of the progress bar
         time.sleep(0)

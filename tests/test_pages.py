@@ -96,7 +96,7 @@ def test_the_algorithm_is_a_file_and_prints_what_is_shown(printed):
     (shown,) = (output for output in OUTPUTS if "one step later" in output)
     output = printed(block, __name__="__main__")
     assert re.sub(r"\d\.\d+", "", output) == re.sub(r"\d\.\d+", "", shown)
-    assert numbers(output) == pytest.approx(numbers(shown), rel=0.15)
+    assert numbers(output) == pytest.approx(numbers(shown), rel=0.25)
 
 
 CHANGES = [  # of the block that makes yours.npz, in the order of what is said of them
