@@ -200,9 +200,8 @@ def train(args: argparse.Namespace, device: str) -> None:
             loss = meta(*batch)  # lines 4 to 8
             losses.append(loss)
             if not math.isfinite(loss):
-                raise Failure(
-                    f"the loss is {loss} at iteration {len(losses)}: try a smaller step size"
-                )
+                where = f"at iteration {len(losses)}"
+                raise Failure(f"the loss is {loss} {where}: try a smaller step size")
             if len(losses) == schedule[len(validations)]:
                 validation = validate(meta, args.k_shot, device)
                 if validation < min(validations, default=math.inf):
@@ -282,7 +281,10 @@ def write_checkpoint(
 
 
 def resume(path: Path, args: argparse.Namespace, meta: Meta) -> tuple[list, list, dict]:
-    """The losses, validation losses and best weights of a stopped run, whose state `meta` takes."""
+    """The losses, validation losses and best weights of a stopped run, whose state `meta` takes.
+
+    Raises a `Failure` if there is no checkpoint, or one that does not fit this run.
+    """
     if not path.exists():
         raise Failure(f"no checkpoint {path}: leave out --resume to start a run")
     state = read(path)
@@ -324,7 +326,7 @@ def write_results(
 
 
 def read(path: Path) -> object:
-    """What `torch.save` wrote. No code in it is executed."""
+    """What `torch.save` wrote; no code in it is executed. Raises a `Failure` if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # PyTorch itself checks no checksums
@@ -337,7 +339,10 @@ def read(path: Path) -> object:
 
 
 def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
-    """Write a file beside `path`, then move it there: all of it, or the old one stays."""
+    """Write a file beside `path`, then move it there. If that fails, the old one stays.
+
+    Raises an `OSError` that names the file.
+    """
     buffer = io.BytesIO()
     save(buffer)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -494,10 +499,8 @@ def draw_losses(
     axes.plot(kept, min(validations), "k*", label=f"weights kept, iteration {kept:,}")
 
     axes.set_title(f"Training, {in_words(run_name(args))}", fontsize="medium")
-    axes.set(
-        xlabel="iteration of the outer loop",
-        ylabel=f"query loss ({UNITS.get(args.loss, args.loss)})",
-    )
+    unit = UNITS.get(args.loss, args.loss)
+    axes.set(xlabel="iteration of the outer loop", ylabel=f"query loss ({unit})")
     # Beyond four decades, the powers of ten are enough. Within half of one, all ticks are labelled.
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 1e4 * low else (1, 2, 3, 5)))

@@ -164,10 +164,15 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
+def chosen(rows: list[dict], **values: object) -> list[dict]:
+    """The rows with these values."""
+    return [row for row in rows if all(row[key] == value for key, value in values.items())]
+
+
 def scores(rows: list[dict], flags: str, shots: int, name: str = "mse") -> np.ndarray:
     """One column of results.csv, by gradient steps and seed: (11, seeds)."""
-    chosen = [row[name] for row in rows if (row["flags"], row["K"]) == (flags, shots)]
-    return np.reshape(chosen, (-1, main.MAX_STEPS + 1)).T
+    column = [row[name] for row in chosen(rows, flags=flags, K=shots)]
+    return np.reshape(column, (-1, main.MAX_STEPS + 1)).T
 
 
 def capped(rows: list[dict], flags: str) -> np.ndarray:
@@ -282,7 +287,7 @@ def counts_table(rows: list[dict]) -> str:
 def references_table(rows: list[dict]) -> str:
     """With how many of ten seeds a run is at or below a reference, both to two decimals."""
     original = scores(rows, ORIGINAL, 10)[:, 0].round(2)
-    runs = {
+    compared = {
         "exact gradient, the original's weights (K = 10)": (MAML, 10, original),
         "1 inner step, the paper (K = 5)": (PAPER, 5, TABLE_2),
         "α = 0.001, the paper (K = 5)": (PAPER_SMALL, 5, TABLE_2),
@@ -290,7 +295,7 @@ def references_table(rows: list[dict]) -> str:
         "2 inner steps, the paper (K = 5)": (TWO_STEPS, 5, TABLE_2),
     }
     lines = []
-    for label, (flags, shots, reference) in runs.items():
+    for label, (flags, shots, reference) in compared.items():
         ours, margin = scores(rows, flags, shots), scores(rows, flags, shots, "mse_ci")
         cells = []
         for steps in TABLE_2:
@@ -300,11 +305,6 @@ def references_table(rows: list[dict]) -> str:
         lines.append([label, *cells])
     header = [f"after {counted(steps)}" for steps in TABLE_2]
     return markdown(["seeds at or below the reference", *header], *lines)
-
-
-def chosen(run_rows: list[dict], **values: object) -> list[dict]:
-    """The rows of runs.csv with these values."""
-    return [row for row in run_rows if all(row[key] == value for key, value in values.items())]
 
 
 def authors_table(run_rows: list[dict]) -> str:

@@ -71,7 +71,7 @@ def test_the_weights_kept_are_of_the_best_validation(program, monkeypatch, odd, 
     rows = [line.split(",") for line in table.read_text().splitlines()]
     assert rows[0] == ["iteration", "loss", "validation_loss"]
     assert [row[2] for row in rows[5::5]] == [str(noted), "1.0", str(noted), "1.0", "2.0"]
-    assert {len(rows), rows[6][0], rows[6][2]} == {26, "6", ""}
+    assert (len(rows), rows[6][0], rows[6][2]) == (26, "6", "")
 
 
 def test_any_network_is_trained_kept_and_tested(program, monkeypatch):
@@ -159,7 +159,7 @@ def test_weights_are_called_what_they_are_known_to_be(tmp_path, monkeypatch):
         "--epochs 70000": ["MAML", "pretrained on all tasks"],
         "--first_order": ["FOMAML", "pretrained on all tasks"],
         "--seed 1 --weights √$^$.pt": [r"'\u221a$^$.pt'"],
-        "--name anil --first_order": ["anil"],  # the baseline has not its name
+        "--name anil --first_order": ["anil"],  # the baseline has another name
     }
     for words, expected in labels.items():
         args = main.parse(["--test", *words.split()])
