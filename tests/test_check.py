@@ -37,6 +37,7 @@ def implement(
     outer=2,
     at_theta=False,
     momentum=0.0,
+    decay=0.0,
     not_adapted=None,
     dtype=torch.float64,
 ):
@@ -50,6 +51,7 @@ def implement(
         for _ in range(steps):
             total = loss(predict(fast, task[inner]), task[inner + 1])
             g = torch.autograd.grad(total, fast, create_graph=second_order)
+            g = [part + decay * w for part, w in zip(g, fast, strict=True)]
             moving = [momentum * m + part for m, part in zip(moving, g, strict=True)]
             step = [0 if name == not_adapted else alpha for name in names]
             fast = [w - a * m for w, a, m in zip(fast, step, moving, strict=True)]
@@ -97,6 +99,7 @@ SAID = {  # an implementation with one change, and what is said of it: parts of 
     "query for support": (dict(inner=2), ["one step, √SSE on the query points, α = 0.01"]),
     "the loss of θ": (dict(at_theta=True), ["√SSE on the query points at θ "]),
     "shared momentum": (dict(momentum=0.9), ["momentum of 0.9 from task to task, √SSE on"]),
+    "a little weight decay": (dict(decay=1e-4), ["with weight decay, α λ = 1e-06"]),
     "a bias that stays": (dict(not_adapted="b_3"), ["only w_1, b_1, w_2, b_2, w_3 adapted"]),
     "tanh": (dict(predict=tanh), ["look at the support losses first", "with tanh for ReLU"]),
 }
