@@ -37,6 +37,8 @@ class Sinusoid:
     Raises a `ValueError` if there is no support point or no task.
     """
 
+    x_range = -5.0, 5.0  # of the inputs
+
     def __init__(
         self, k_shot: int, q_query: int = 15, num_tasks: int = 10**6, seed: int | Sequence[int] = 0
     ) -> None:
@@ -44,8 +46,8 @@ class Sinusoid:
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
         self.k_shot, self.q_query = k_shot, q_query
-        # NumPy pads seeds with zeros: to it, 3 is (3,) and (3, 0). Those of main.py begin with 0 to
-        # 3, so a plain 3 becomes (4, 3).
+        # To NumPy, the seeds 3, (3,) and (3, 0) are one, and those of main.py begin with 0 to 3.
+        # So a plain 3 becomes (4, 3).
         self.seed = (4, seed) if isinstance(seed, numbers.Integral) else seed
         self.rng = np.random.default_rng(self.seed)
         self.amplitude = self.rng.uniform(0.1, 5.0, (num_tasks, 1, 1))
@@ -60,7 +62,7 @@ class Sinusoid:
         The inputs come from `rng` if it is given, and else from the generator of the dataset.
         """
         size = (len(indices), self.k_shot + self.q_query, 1)
-        x = torch.from_numpy((rng or self.rng).uniform(-5.0, 5.0, size))
+        x = torch.from_numpy((rng or self.rng).uniform(*self.x_range, size))
         y = self.target(indices, x)
         k_x, q_x = x.split([self.k_shot, self.q_query], dim=1)
         k_y, q_y = y.split([self.k_shot, self.q_query], dim=1)

@@ -5,7 +5,6 @@ python3 main.py --test    measures the trained weights on 10,000 test tasks and
                           draws res/graph(k=10).png and res/steps(k=10).png
 """
 
-import argparse
 import io
 import math
 import os
@@ -13,6 +12,7 @@ import re
 import sys
 import time
 import zipfile
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import Sinusoid, meta_batches
-from meta import CHUNK, Meta, chunks
+from meta import CompileError, Meta, chunks
 from net import LOSSES, Net
 
 # The settings of a run and their defaults. Those that are changed name its files.
@@ -57,10 +57,13 @@ VALIDATION_TASKS, TEST_TASKS = 1_000, 10_000
 VALIDATE_EVERY = 1_000  # iterations
 CHECKPOINT_EVERY = 5  # seconds: about the most that a stopped run loses
 MAX_STEPS = 10  # gradient steps in the evaluation
-GRID = torch.from_numpy(np.linspace(-5.0, 5.0, 50)[:, None])  # (50, 1), the inputs of the test
+GRID = torch.from_numpy(np.linspace(*Tasks.x_range, 50)[:, None])  # (50, 1), inputs of the test
 CAP = 100.0  # a larger MSE counts as this, so that the mean is finite; predicting 0 gives below 14
 PRETRAINED = "pretrained on all tasks"  # the paper's baseline
 UNITS = {"rsse": "√SSE", "mse": "MSE"}
+
+# Of a run: the losses, the validation losses by their iterations, and the best weights.
+Results = tuple[list[float], dict[int, float], dict[str, Tensor]]
 
 
 class Failure(Exception):
@@ -88,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(f"interrupted{'' if args.test else hint}", code=130)
     except (Failure, OSError) as error:
         fail(str(error))
-    except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, for example
-        fail(f"--compile failed: {str(error).splitlines()[0]}")
+    except CompileError as error:
+        fail(f"--compile failed: {error}")
 
 
 def fail(sentence: str, code: int = 2) -> None:
@@ -97,9 +100,9 @@ def fail(sentence: str, code: int = 2) -> None:
     sys.exit(code)
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> Namespace:
     """The flags. What can't be used costs one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     settings = parser.add_argument_group("training settings, which name the files of a run")
 
     def setting(name: str, meaning: str, **options: object) -> None:
@@ -117,7 +120,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     setting("loss", "root of the summed squared error, or mean squared error", choices=LOSSES)
     setting("inner_steps", "gradient steps in training; 0: the pretrained baseline")
     setting("first_order", "drop the second derivatives: FOMAML", action="store_true")
-    setting("name", "label of an experiment of your own: letters, digits, - and _")
+    setting("name", "label of an experiment of your own: a-z, 0-9, - and _")
 
     add = parser.add_argument_group("what to do").add_argument
     add("--compile", action="store_true", help="train about twice as fast, after a slow start")
@@ -138,12 +141,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{flag} must be at least {lowest}, not {value}")
     if args.seed >= 2**32:  # PyTorch takes 32 bits of it
         parser.error(f"--seed must be below 2**32, not {args.seed}")
-    if not re.fullmatch("([A-Za-z0-9][A-Za-z0-9_-]*)?", args.name):
-        parser.error("--name has letters, digits, - and _, and begins with one of the first two")
+    if not re.fullmatch("([a-z0-9][a-z0-9_-]{0,39})?", args.name):
+        parser.error("--name has up to 40 of a-z, 0-9, - and _, and begins with a letter or digit")
     return args
 
 
-def run_name(args: argparse.Namespace) -> str:
+def run_name(args: Namespace) -> str:
     """The name of a run, for its files: K, then the settings that are not the defaults."""
     words = [f"k={args.k_shot}"]
     for setting, default in SETTINGS.items():
@@ -158,11 +161,11 @@ def in_words(name: str) -> str:
     return "K" + name[1:].replace(",", ", ").replace("_", " ").replace("=", " = ")
 
 
-def weights_file(args: argparse.Namespace) -> Path:
+def weights_file(args: Namespace) -> Path:
     return Path("weights", f"w({run_name(args)}).pt")
 
 
-def learner(args: argparse.Namespace, device: str) -> Meta:
+def learner(args: Namespace, device: str) -> Meta:
     """A learner with these settings and random weights: line 1 of the algorithm."""
     net, loss = Net().to(device), LOSSES[args.loss]
     return Meta(net, loss, args.inner_lr, args.outer_lr, args.inner_steps, args.first_order)
@@ -171,28 +174,23 @@ def learner(args: argparse.Namespace, device: str) -> Meta:
 # Training -----------------------------------------------------------------------------------------
 
 
-def train(args: argparse.Namespace, device: str) -> None:
+def train(args: Namespace, device: str) -> None:
     """Algorithm 1 of the paper, with validation and checkpoints. Its results come at the end."""
     checkpoint = Path("weights", f"checkpoint({run_name(args)}).pt")
     torch.manual_seed(args.seed)
     meta = learner(args, device)  # line 1
-    tasks = Tasks(args.k_shot, seed=(TRAIN, args.seed))
     check_parameters(meta)
-    losses, validations, best = [], [], snapshot(meta.net)
+    losses, validations, best = [], {}, snapshot(meta.net)
     if args.resume:
         losses, validations, best = resume(checkpoint, args, meta)
     elif checkpoint.exists():
         raise Failure(f"{checkpoint} belongs to an unfinished run: add --resume, or delete it")
+    tasks = Tasks(args.k_shot, seed=(TRAIN, args.seed))
     if args.compile:
         print("compiling ...")
-        some = tasks.batch(range(min(args.batch_size, CHUNK)))
-        try:
-            meta.compile(*(points.to(device) for points in some))
-        except ValueError as error:
-            raise Failure(f"--compile failed: {error}") from error
+        meta.compile_gradient(*next(meta_batches(tasks, args.batch_size, 0, device)))
 
     batches = meta_batches(tasks, args.batch_size, len(losses), device)
-    schedule = validation_schedule(args.epochs)
     saved = time.monotonic()
     with tqdm(total=args.epochs, initial=len(losses), unit="it") as bar:
         while len(losses) < args.epochs:  # line 2
@@ -200,23 +198,20 @@ def train(args: argparse.Namespace, device: str) -> None:
             loss = meta(*batch)  # lines 4 to 8
             losses.append(loss)
             if not math.isfinite(loss):
-                where = f"at iteration {len(losses)}"
-                raise Failure(f"the loss is {loss} {where}: try a smaller step size")
-            if len(losses) == schedule[len(validations)]:
+                raise Failure(f"loss {loss} at iteration {len(losses)}: try a smaller step size")
+            if len(losses) % VALIDATE_EVERY == 0 or len(losses) == args.epochs:
                 validation = validate(meta, args.k_shot, device)
-                if validation < min(validations, default=math.inf):
+                if validation < min(validations.values(), default=math.inf):
                     best = snapshot(meta.net)
-                validations.append(validation)
-            latest = f", validation {validations[-1]:.4g}" if validations else ""
+                validations[len(losses)] = validation
+            latest = f", validation {validations[max(validations)]:.4g}" if validations else ""
             bar.set_postfix_str(f"loss {loss:.4g}{latest}", refresh=False)
             bar.update()
             if time.monotonic() - saved > CHECKPOINT_EVERY:
-                write_checkpoint(checkpoint, args, meta, losses, validations, best)
+                write_checkpoint(checkpoint, args, meta, (losses, validations, best))
                 saved = time.monotonic()
 
-    if min(validations) == math.inf:
-        raise Failure("no validation loss was finite: try a smaller step size")
-    write_results(args, losses, validations, best)
+    write_results(args, (losses, validations, best))
     checkpoint.unlink(missing_ok=True)
 
 
@@ -225,15 +220,12 @@ def check_parameters(meta: Meta) -> None:
     kept = set(meta.net.parameters())
     held = {p for group in meta.outer_optim.param_groups for p in group["params"]}
     for name, p in meta.named_parameters():
+        if not p.requires_grad:
+            raise Failure(f"{name} is frozen, but all parameters are trained: make it a buffer")
         if p not in kept:
             raise Failure(f"{name} would be trained but not kept: put it into the network")
         if p not in held:
             raise Failure(f"the optimizer does not have {name}: make it after the network")
-
-
-def validation_schedule(epochs: int) -> list[int]:
-    """The iterations of a run that are followed by a validation, the last among them."""
-    return [*range(VALIDATE_EVERY, epochs, VALIDATE_EVERY), epochs]
 
 
 @torch.no_grad()
@@ -245,7 +237,7 @@ def validate(meta: Meta, k_shot: int, device: str) -> float:
     meta.eval()
     loss = torch.cat([meta.query_loss(*chunk) for chunk in chunks(*batch)]).mean().item()
     for module, mode in modes.items():
-        module.train(mode)  # of its parts, too, but these come later
+        module.training = mode
     return loss if math.isfinite(loss) else math.inf  # NaN can't be compared
 
 
@@ -254,7 +246,7 @@ def snapshot(net: nn.Module) -> dict[str, Tensor]:
     return {name: w.to("cpu", copy=True) for name, w in net.state_dict().items()}
 
 
-def identity(args: argparse.Namespace, meta: Meta) -> dict:
+def identity(args: Namespace, meta: Meta) -> dict[str, object]:
     """Whose a checkpoint is. An optimizer tells its parameters apart by their order."""
     names = {p: name for name, p in meta.named_parameters()}
     held = [p for group in meta.outer_optim.param_groups for p in group["params"]]
@@ -265,14 +257,15 @@ def identity(args: argparse.Namespace, meta: Meta) -> dict:
     }
 
 
-def write_checkpoint(
-    path: Path, args: argparse.Namespace, meta: Meta, losses: list, validations: list, best: dict
-) -> None:
+def write_checkpoint(path: Path, args: Namespace, meta: Meta, results: Results) -> None:
+    losses, validations, best = results
+    on_gpu = next(meta.parameters()).is_cuda
     state = {
         "run": identity(args, meta),
         "meta": meta.state_dict(),
         "outer_optim": meta.outer_optim.state_dict(),
-        "random": (torch.get_rng_state(), torch.cuda.get_rng_state_all()),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state() if on_gpu else None,
         "losses": losses,
         "validations": validations,
         "best": best,
@@ -280,8 +273,8 @@ def write_checkpoint(
     write(path, partial(torch.save, state))
 
 
-def resume(path: Path, args: argparse.Namespace, meta: Meta) -> tuple[list, list, dict]:
-    """The losses, validation losses and best weights of a stopped run, whose state `meta` takes.
+def resume(path: Path, args: Namespace, meta: Meta) -> Results:
+    """The results so far of a stopped run, whose state `meta` takes.
 
     Raises a `Failure` if there is no checkpoint, or one that does not fit this run.
     """
@@ -291,34 +284,37 @@ def resume(path: Path, args: argparse.Namespace, meta: Meta) -> tuple[list, list
     try:
         if state["run"] != identity(args, meta):
             raise ValueError("it has other settings, weights or another optimizer")
-        losses, validations, best = state["losses"], state["validations"], state["best"]
-        due = [number for number in validation_schedule(args.epochs) if number <= len(losses)]
-        if len(validations) != len(due):
-            raise ValueError(f"it has {len(losses)} losses and {len(validations)} validations")
         meta.load_state_dict(state["meta"])
         meta.outer_optim.load_state_dict(state["outer_optim"])
-        torch.set_rng_state(state["random"][0])
-        torch.cuda.set_rng_state_all(state["random"][1])
+        torch.set_rng_state(state["random"])
+        if next(meta.parameters()).is_cuda and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"])
+        return list(state["losses"]), dict(state["validations"]), dict(state["best"])
     except Exception as error:  # any part may be something else
         raise Failure(f"{path} does not fit this run: {error}") from error
-    return losses, validations, best
 
 
-def write_results(
-    args: argparse.Namespace, losses: list[float], validations: list[float], best: dict[str, Tensor]
-) -> None:
-    """The weights of a run, its losses as CSV, and their graph."""
+def write_results(args: Namespace, results: Results) -> None:
+    """The weights of a run, its losses as CSV, and their graph.
+
+    Raises a `Failure` if no validation loss is finite.
+    """
+    losses, validations, best = results
+    if not validations:
+        raise Failure(f"no results: the run ended before its first validation, at {VALIDATE_EVERY}")
+    lowest = min(validations.values())
+    if lowest == math.inf:
+        raise Failure("no validation loss was finite: try a smaller step size")
     name = run_name(args)
     graph = Path("res", "loss_final.png" if name == "k=10" else f"loss_final({name}).png")
     numbers = graph.with_suffix(".csv")
-    at = dict(zip(validation_schedule(len(losses)), validations, strict=True))
-    rows = [f"{number},{loss},{at.get(number, '')}" for number, loss in enumerate(losses, 1)]
+    rows = [f"{i},{loss},{validations.get(i, '')}" for i, loss in enumerate(losses, 1)]
     lines = "\n".join(["iteration,loss,validation_loss", *rows, ""])
 
     write(weights_file(args), partial(torch.save, best))
     write(numbers, lambda file: file.write(lines.encode()))
     draw_losses(graph, args, losses, validations)
-    print(f"weights: {weights_file(args)}, best validation loss: {min(validations):.5g}")
+    print(f"weights: {weights_file(args)}, best validation loss: {lowest:.5g}")
     print(f"losses: {graph}, {numbers}; the same command with --test measures the weights")
 
 
@@ -356,13 +352,14 @@ def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
     except OSError as error:
         raise OSError(f"{path} can't be written: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if os.path.exists(temporary):
+            temporary.unlink()
 
 
 # Evaluation ---------------------------------------------------------------------------------------
 
 
-def test(args: argparse.Namespace, device: str) -> None:
+def test(args: Namespace, device: str) -> None:
     """One drawn task and TEST_TASKS test tasks, with 0 to MAX_STEPS gradient steps."""
     files = files_to_measure(args)
     learners = {label: load(file, args, device) for label, file in files.items()}
@@ -375,6 +372,9 @@ def test(args: argparse.Namespace, device: str) -> None:
 
     drawn = Tasks(shots, 0, num_tasks=1, seed=(DRAWN, args.seed))
     k_x, k_y, _, _ = drawn.batch([0])
+    inputs, outputs = k_x.shape[2], k_y.shape[2]
+    if (inputs, outputs) != (1, 1):
+        raise Failure(f"--test is for one input and one output, not {inputs} and {outputs}")
     y = drawn.target([0], GRID)[0]  # (50, 1)
     curves, scores = {}, {}
     for label, meta in learners.items():
@@ -387,12 +387,12 @@ def test(args: argparse.Namespace, device: str) -> None:
         print(table(scores[label]))
 
     graph_file, steps_file = Path("res", f"graph({name}).png"), Path("res", f"steps({name}).png")
-    draw_graph(graph_file, title, args.loss, (k_x[0], k_y[0]), y, curves)
+    draw_graph(graph_file, title, args.loss, [k_x[0], k_y[0]], y, curves)
     draw_steps(steps_file, title, scores)
     print(f"\ngraphs: {graph_file}, {steps_file}")
 
 
-def files_to_measure(args: argparse.Namespace) -> dict[str, Path]:
+def files_to_measure(args: Namespace) -> dict[str, Path]:
     """By label: the weights that are asked for, and the pretrained baseline if it is there.
 
     Pretraining does not use α: the baseline of the α that is asked for will do, or of the default.
@@ -404,13 +404,13 @@ def files_to_measure(args: argparse.Namespace) -> dict[str, Path]:
     if args.inner_steps:
         for alpha in (SETTINGS["inner_lr"], args.inner_lr):
             pretraining = {"inner_steps": 0, "first_order": False, "inner_lr": alpha}
-            baseline = weights_file(argparse.Namespace(**{**vars(args), **pretraining}))
+            baseline = weights_file(Namespace(**{**vars(args), **pretraining}))
             if baseline.exists():
                 files[PRETRAINED] = baseline
     return files
 
 
-def load(file: Path, args: argparse.Namespace, device: str) -> Meta:
+def load(file: Path, args: Namespace, device: str) -> Meta:
     """A learner with the weights of a file."""
     if not file.exists():
         raise Failure(f"no file {file} in this folder: train first, or pass --weights")
@@ -428,11 +428,8 @@ def predictions(meta: Meta, k_x: Tensor, k_y: Tensor) -> Tensor:
     weight = next(meta.parameters())
     x = GRID.expand(len(k_x), -1, -1)
     k_x, k_y, x = (points.to(weight) for points in (k_x, k_y, x))  # its device and precision
-    fast, steps = None, [meta.net(x)]
-    for _ in range(MAX_STEPS):
-        fast = meta.adapt(k_x, k_y, 1, fast)
-        steps.append(meta.net(x, fast))
-    return torch.stack(steps).cpu()
+    curves = [meta.net(x, fast) for fast in meta.adapt(k_x, k_y, MAX_STEPS)]
+    return torch.stack(curves).cpu()
 
 
 def evaluate(meta: Meta, shots: int) -> Tensor:
@@ -470,8 +467,8 @@ def summarize(sse: Tensor) -> dict[str, Tensor]:
 def table(scores: Mapping[str, Tensor]) -> str:
     """The scores of `summarize` as lines to print."""
     lines = [f"gradient steps   rsse of {len(GRID)} points                MSE   median MSE"]
-    for step in (0, 1, 2, 3, 5, MAX_STEPS):
-        row = "   {rsse:9.3f} +- {rsse_ci:5.3f}   {mse:7.3f} +- {mse_ci:5.3f}   {median:10.3f}"
+    row = "   {rsse:9.3f} +- {rsse_ci:5.3f}   {mse:7.3f} +- {mse_ci:5.3f}   {median:10.3f}"
+    for step in [*(s for s in (0, 1, 2, 3, 5) if s < MAX_STEPS), MAX_STEPS]:
         lines.append(f"{step:14}" + row.format(**{name: x[step] for name, x in scores.items()}))
     capped = int(scores["capped"].max())
     lines.append(f"tasks capped at MSE {CAP:g}: at most {capped} of {TEST_TASKS} after any step")
@@ -482,21 +479,21 @@ def table(scores: Mapping[str, Tensor]) -> str:
 
 
 def draw_losses(
-    path: Path, args: argparse.Namespace, losses: list[float], validations: list[float]
+    path: Path, args: Namespace, losses: list[float], validations: dict[int, float]
 ) -> None:
     """Loss against iterations: every meta-batch, their moving average, and the validation tasks."""
-    iterations, schedule = range(1, len(losses) + 1), validation_schedule(len(losses))
+    iterations = range(1, len(losses) + 1)
     window = min(VALIDATE_EVERY, (len(losses) + 1) // 2)
     smoothed = np.convolve(losses, np.full(window, 1 / window), mode="valid")
-    kept = schedule[np.argmin(validations)]
+    lowest, kept = min((loss, number) for number, loss in validations.items())
 
     axes = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained").subplots()
     axes.semilogy(iterations, losses, alpha=0.25, linewidth=0.5, label="each meta-batch")
     mean = f"mean of the last {window:,} iterations"
     axes.plot(iterations[window - 1 :], smoothed, "C0", label=mean)
     validation = f"validation, {VALIDATION_TASKS:,} tasks"
-    axes.plot(schedule, validations, "C1.-", markersize=3, label=validation)
-    axes.plot(kept, min(validations), "k*", label=f"weights kept, iteration {kept:,}")
+    axes.plot(*zip(*validations.items(), strict=True), "C1.-", markersize=3, label=validation)
+    axes.plot(kept, lowest, "k*", label=f"weights kept, iteration {kept:,}")
 
     axes.set_title(f"Training, {in_words(run_name(args))}", fontsize="medium")
     unit = UNITS.get(args.loss, args.loss)
@@ -514,7 +511,7 @@ def draw_losses(
 
 
 def draw_graph(
-    path: Path, title: str, loss: str, points: Sequence, y: Tensor, curves: Mapping
+    path: Path, title: str, loss: str, points: list[Tensor], y: Tensor, curves: dict[str, Tensor]
 ) -> None:
     """The drawn task before and after adaptation, by every learner (the paper's Figure 2).
 
@@ -562,6 +559,6 @@ def draw_steps(path: Path, title: str, scores: Mapping[str, Mapping[str, Tensor]
 
 
 if __name__ == "__main__":
-    if sys.stdout:
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have any letter
     main()

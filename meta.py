@@ -1,10 +1,13 @@
 """MAML (Finn, Abbeel and Levine, ICML 2017): Algorithm 1 with the exact second-order gradient.
 
-`Meta.adapt` is the inner loop, and calling a `Meta` is one iteration of the outer loop. Both work
-on a whole meta-batch at once: each task has its own fast weights, stacked in a first dimension.
+Calling a `Meta` is one iteration of the outer loop: `forward` calls `meta_gradient`, which calls
+`query_loss`, which calls `adapt`, the inner loop. All work on a whole meta-batch at once, because
+each task has its own fast weights, stacked in a first dimension.
 """
 
+import copy
 from collections.abc import Callable, Iterator
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,10 @@ from torch import Tensor, nn
 from net import Fast, rsse
 
 CHUNK = 100  # tasks that are computed at once: more leave the processor's caches
+
+
+class CompileError(ValueError):
+    """The meta-gradient can't be compiled; the message is one sentence that says why."""
 
 
 class Meta(nn.Module):
@@ -42,7 +49,7 @@ class Meta(nn.Module):
         self.net, self.loss, self.inner_lr = net, loss, inner_lr
         self.inner_steps, self.first_order = inner_steps, first_order
         self.outer_optim = torch.optim.Adam(self.parameters(), lr=outer_lr, fused=True)
-        self.compiled = None  # what `compile` makes of `meta_gradient`
+        self.compiled = None  # what `compile_gradient` makes of `meta_gradient`
 
     def task_losses(self, x: Tensor, y: Tensor, fast: Fast) -> Tensor:
         """The loss of every task at its points x and y, with its own fast weights: (tasks,).
@@ -58,22 +65,19 @@ class Meta(nn.Module):
             raise ValueError(f"the loss must be (tasks,), one number a task: {tuple(loss.shape)}")
         return loss
 
-    def adapt(self, k_x: Tensor, k_y: Tensor, steps: int, fast: Fast | None = None) -> Fast:
+    def adapt(self, k_x: Tensor, k_y: Tensor, steps: int) -> list[Fast]:
         """The inner loop: `steps` gradient steps on the support loss of every task.
 
-        Args:
-            k_x, k_y: support points, (tasks, K, 1).
-            fast: fast weights of an earlier call, to continue from them instead of θ.
-
-        Returns the fast weights: w_1 (tasks, 40, 1), b_1 (tasks, 40), and so on. Gradients flow
-        through them to θ; with `first_order`, or under `torch.no_grad`, no second derivatives do.
+        Support points k_x and k_y are (tasks, K, 1). Returns the fast weights after 0, 1, …,
+        `steps` steps, each w_1 (tasks, 40, 1), b_1 (tasks, 40), and so on. Gradients flow through
+        them to θ; with `first_order`, or under `torch.no_grad`, no second derivatives do.
         """
         if steps < 0:
             raise ValueError(f"steps must be at least 0, not {steps}")
         second_order = torch.is_grad_enabled() and not self.first_order
         with torch.enable_grad():
-            if fast is None:
-                fast = self.net.expand(len(k_x))  # line 4, for all tasks at once
+            fast = self.net.expand(len(k_x))  # line 4, for all tasks at once
+            trajectory = [fast]
             for _ in range(steps):
                 # Line 5. Tasks share no fast weights: one call gives the gradient of every task.
                 # `create_graph` lets line 8 differentiate through it.
@@ -82,11 +86,13 @@ class Meta(nn.Module):
                 # Line 6: θ' = θ − α ∇L(θ)
                 pairs = zip(fast.items(), grads, strict=True)
                 fast = {name: w - self.inner_lr * g for (name, w), g in pairs}
-        return fast
+                trajectory.append(fast)
+        return trajectory
 
     def query_loss(self, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> Tensor:
         """L(θ'), the query loss of every task after adaptation to its support points: (tasks,)."""
-        return self.task_losses(q_x, q_y, self.adapt(k_x, k_y, self.inner_steps))
+        fast = self.adapt(k_x, k_y, self.inner_steps)[-1]
+        return self.task_losses(q_x, q_y, fast)
 
     def meta_gradient(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The sum over tasks of the query losses of k_x, k_y, q_x, q_y, and its gradient in θ.
@@ -102,46 +108,59 @@ class Meta(nn.Module):
         Support points k_x and k_y are (tasks, K, 1), query points q_x and q_y (tasks, Q, 1).
         Returns the mean over tasks of the query losses before the outer step.
         """
-        total = 0.0
-        for number, chunk in enumerate(chunks(k_x, k_y, q_x, q_y)):
-            if self.compiled:
-                loss, gradient = self.compiled(self, *chunk)  # self: a deep copy trains itself
-            else:
-                loss, gradient = self.meta_gradient(*chunk)
-            for p, g in zip(self.parameters(), gradient, strict=True):
-                if not p.is_contiguous():  # the fused Adam pairs p and its gradient in memory
-                    p.data = p.data.contiguous()
-                g = g if number == 0 else p.grad + g  # the first replaces what was there
-                p.grad = g.contiguous()
-            total += loss.item()
+        # A deep copy of a learner has the same `compiled`, and trains itself with it.
+        gradient = partial(self.compiled, self) if self.compiled else self.meta_gradient
+        results = [gradient(*chunk) for chunk in chunks(k_x, k_y, q_x, q_y)]
+        losses, gradients = zip(*results, strict=True)
+        for p, *parts in zip(self.parameters(), *gradients, strict=True):
+            if not p.is_contiguous():  # the fused Adam pairs p and its gradient in memory
+                p.data = p.data.contiguous()
+            p.grad = reduce(torch.add, parts).contiguous()
         self.outer_optim.step()  # line 8
-        return total / len(k_x)
+        return sum(loss.item() for loss in losses) / len(k_x)
 
-    def compile(self, *batch: Tensor) -> None:
+    def compile_gradient(self, *batch: Tensor) -> None:
         """Compile the meta-gradient: now, and again for other shapes or settings, up to 256 times.
 
-        With the first CHUNK tasks of `batch` (k_x, k_y, q_x, q_y), and the settings of now, it is
-        compared with the plain one. Raises a `ValueError` if they differ by 0.1 %: if the network
-        draws random numbers, or has a `torch.autograd.Function`, which loses second derivatives.
+        With the first CHUNK tasks of `batch` (k_x, k_y, q_x, q_y), and the settings of now, copies
+        of this learner compare it with the plain one. Raises a `CompileError` if they differ by
+        0.1 %: if the network draws random numbers, or has a `torch.autograd.Function`, which loses
+        second derivatives. Needs PyTorch 2.13 or newer.
         """
+        if torch.__version__ < (2, 13):
+            raise CompileError(f"it needs PyTorch 2.13 or newer, not {torch.__version__}")
         torch._dynamo.config.trace_autograd_ops = True  # the gradients inside of it, too
         on_cpu = batch[0].device.type == "cpu"
         options = {"cpp_wrapper": True, "memory_planning": True} if on_cpu else {}  # a fifth faster
         settings = {"fullgraph": True, "dynamic": False, "recompile_limit": 256}
         plain = type(self).meta_gradient
-        compiled = torch.compile(plain, options=options, **settings)
+        optimized = torch.compile(plain, options=options, **settings)
+
+        def compiled(meta: Meta, *chunk: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            try:
+                return optimized(meta, *chunk)
+            except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+                why = "keep a number that changes, such as a step size, in a tensor or a buffer"
+                raise CompileError(f"256 compilations were not enough: {why}") from error
+            except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, for example
+                raise CompileError(str(error).splitlines()[0]) from error
 
         chunk = next(chunks(*batch))
-        expected, gradient = (
-            torch.cat([g.flatten() for g in function(self, *chunk)[1]])
-            for function in (plain, compiled)
-        )
-        error = ((gradient - expected).norm() / expected.norm()).item()
-        if not error <= 1e-3:
-            raise ValueError(f"the compiled gradient of this network has an error of {error:.1%}")
+        with torch.random.fork_rng([] if on_cpu else [chunk[0].device]):
+            expected, gradient = (
+                torch.cat([g.flatten() for g in function(copy.deepcopy(self), *chunk)[1]])
+                for function in (plain, compiled)
+            )
+        error, size = (gradient - expected).norm(), expected.norm()
+        if not size.isfinite():
+            raise CompileError("the plain gradient is not finite: nothing to compare with")
+        if not error <= 1e-3 * size:
+            raise CompileError(f"the compiled gradient has an error of {error / size:.1%}")
         self.compiled = compiled
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same tensors in parts of at most CHUNK tasks; they must have the same number of tasks."""
+    if len(tensors[0]) <= CHUNK:
+        return iter([tensors])  # sooner than by splitting
     return zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True)

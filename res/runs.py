@@ -115,7 +115,7 @@ def train(run: Run) -> Iterator[tuple[str, float, Meta]]:
         for name, p in net.named_parameters():
             nn.init.zeros_(p) if name[0] == "b" else nn.init.trunc_normal_(p, 0, 0.01, -0.02, 0.02)
     tasks = Sinusoid(10, run.q_query, seed=(main.TRAIN, run.tasks_seed))
-    meta.compile(*tasks.batch(range(run.batch_size)))
+    meta.compile_gradient(*tasks.batch(range(run.batch_size)))
     batches, lowest = meta_batches(tasks, run.batch_size), float("inf")
     for iteration in range(1, run.epochs + 1):
         meta(*next(batches))

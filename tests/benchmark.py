@@ -57,7 +57,7 @@ def with_adam(gradient: Callable) -> Callable:
 
 def compiled_meta(tasks: int) -> Meta:
     meta = Meta(Net())
-    meta.compile(*Sinusoid(10).batch(range(tasks)))
+    meta.compile_gradient(*Sinusoid(10).batch(range(tasks)))
     return meta
 
 
@@ -91,7 +91,7 @@ def functional(theta: list[torch.Tensor], *batch: torch.Tensor) -> reference.Res
 
 
 def compiled_functional(tasks: int) -> Callable:
-    # As in `Meta.compile`, but with 1,000 tasks at once memory planning would slow it down.
+    # As in `Meta.compile_gradient`, but with 1,000 tasks at once memory planning would be slow.
     options = {"cpp_wrapper": True, "memory_planning": tasks <= 100}
     return torch.compile(functional, fullgraph=True, dynamic=False, options=options)
 

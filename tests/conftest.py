@@ -1,5 +1,6 @@
 """What several tests need: the program in a folder of its own, in this process or in another."""
 
+import functools
 import io
 import itertools
 import os
@@ -30,7 +31,10 @@ for name in ("OMP_NUM_THREADS", *(name for name in os.environ if name.startswith
 os.environ["COLUMNS"] = "100"
 torch.set_num_threads(1)
 
-needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+COMPILES = torch.__version__ >= (2, 13)
+needs_compiler = pytest.mark.skipif(
+    not COMPILES or shutil.which("c++") is None, reason="needs PyTorch 2.13 and a C++ compiler"
+)
 
 
 def pytest_configure(config):
@@ -88,6 +92,15 @@ def program(tmp_path, monkeypatch, capsys):
         return Output(end.value.code or 0, out.splitlines(), err.splitlines())
 
     return call
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """What is compiled is only traced: that needs no C++ compiler and a twentieth of the time."""
+    if not COMPILES:
+        pytest.skip("needs PyTorch 2.13")
+    compile = functools.partial(torch.compile, backend=lambda graph, inputs, **options: graph)
+    monkeypatch.setattr(torch, "compile", compile)
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """The program as its user meets it: its commands, its files, what it says and what it refuses."""
 
+import io
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,10 +12,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import ROOT, contents, leave_only, make_weights, run
+from conftest import ROOT, contents, leave_only, make_weights, needs_compiler, run
 
 import main
-from meta import Meta
+from meta import CompileError, Meta
 
 SHORT, CHECKPOINT = "--epochs 12", "weights/checkpoint(k=10,epochs=12).pt"
 WEIGHTS, GRAPH = "weights/w(k=10,epochs=12).pt", "res/loss_final(k=10,epochs=12).png"
@@ -84,14 +86,17 @@ def test_no_command_touches_a_file_of_another(program, figures):
         assert before.items() <= contents().items()
 
 
+RULE = "--name has up to 40 of a-z, 0-9, - and _, and begins with a letter or digit"
 REFUSED = {
     "--epochs 1.5": "argument --epochs: invalid int value: '1.5'",
     "--epochs 0": "--epochs must be at least 1, not 0",
     "--test --test_shots 0": "--test_shots must be at least 1, not 0",
     "--epochs 1 --inner_lr nan": "--inner_lr must be at least 0, not nan",
     "--epochs 1 --inner_steps -1": "--inner_steps must be at least 0, not -1",
-    "--epochs 1 --name a/b": "--name has letters, digits, - and _, and begins with one of the ",
-    "--epochs 1 --name _a": "--name has letters, digits, - and _, and begins with one of the ",
+    "--epochs 1 --name a/b": RULE,
+    "--epochs 1 --name _a": RULE,
+    "--epochs 1 --name ANIL": RULE,
+    f"--epochs 1 --name {'a' * 41}": RULE,
     "--epochs 1 --seed 4294967296": "--seed must be below 2**32, not 4294967296",
     "--epochs 1 --epoch 7": "unrecognized arguments: --epoch 7",
     "--test --resume": "--test can't be combined with --compile or --resume",
@@ -141,10 +146,16 @@ def test_what_would_not_be_trained_and_kept_is_refused(program, monkeypatch):
 
         return learner
 
+    def frozen(meta):
+        meta.net.b_3.requires_grad_(False)
+        return meta
+
     monkeypatch.setattr(main, "learner", learner_with_a_parameter_in(""))
     assert "inner_lr would be trained but not kept" in program(SHORT).refusal
     monkeypatch.setattr(main, "learner", learner_with_a_parameter_in("net"))
     assert "the optimizer does not have net.inner_lr" in program(SHORT).refusal
+    monkeypatch.setattr(main, "learner", lambda *settings: frozen(make(*settings)))
+    assert "net.b_3 is frozen" in program(SHORT).refusal
     assert contents() == {}
 
 
@@ -155,9 +166,22 @@ def test_ctrl_c_in_the_test_costs_one_sentence(program, monkeypatch):
     assert (output.code, output.err[-1]) == (130, "main.py: interrupted")
 
 
-def test_a_compiler_that_is_wrong_costs_one_line(program, monkeypatch):
-    monkeypatch.setattr(Meta, "compile", Mock(side_effect=ValueError("it is wrong")))
+@pytest.mark.parametrize("method", ["compile_gradient", "forward"])
+def test_a_compiler_that_fails_costs_one_line(program, monkeypatch, method):
+    """Before training, or in it, where a run may compile again."""
+    monkeypatch.setattr(Meta, "compile_gradient", Mock())
+    monkeypatch.setattr(Meta, method, Mock(side_effect=CompileError("it is wrong")))
     assert program(f"{SHORT} --compile").refusal == "main.py: --compile failed: it is wrong"
+
+
+def test_standard_output_may_be_that_of_a_notebook(monkeypatch):
+    """It has fewer methods than that of a terminal."""
+    monkeypatch.setattr(sys, "argv", ["main.py", "--help"])
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+    assert end.value.code == 0
+    assert "--name" in sys.stdout.getvalue()
 
 
 def test_a_file_may_have_any_name(tmp_path):
@@ -168,6 +192,7 @@ def test_a_file_may_have_any_name(tmp_path):
     assert (output.code, output.out[-1][:8]) == (0, "graphs: ")
 
 
+@needs_compiler
 def test_a_missing_compiler_costs_one_line_that_names_it(program, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     with torch._inductor.config.patch({"cpp.cxx": (None, "/no/such/compiler")}):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import main
 from data import BLOCK, Sinusoid, meta_batches
@@ -38,6 +39,17 @@ def test_the_ranges_of_the_paper_are_filled():
         assert 0 <= values.min() < 0.01
         assert 0.99 < values.max() <= 1
         assert values.mean() == pytest.approx(0.5, abs=0.015)
+
+
+def test_a_subclass_has_a_range_of_its_own():
+    """Training and test keep to it."""
+    source, line = (ROOT / "main.py").read_text(encoding="utf-8"), "Tasks = Sinusoid"
+    program = {"__name__": "main with other tasks"}
+    exec(source.replace(line, "class Tasks(Sinusoid):\n    x_range = 2.0, 3.0\n\n"), program)
+    x = program["Tasks"](10, num_tasks=200).batch(range(200))[0]
+    for points in (x, program["GRID"]):
+        assert 2 <= points.min() < 2.01
+        assert 2.99 < points.max() <= 3
 
 
 def test_no_number_is_drawn_twice():

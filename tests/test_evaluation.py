@@ -102,7 +102,7 @@ def squared_errors(meta, tasks):
     k_x, k_y, _, _ = tasks.batch(range(len(tasks)))
     x = torch.linspace(-5, 5, 50, dtype=torch.float64).reshape(1, 50, 1).expand(len(tasks), -1, -1)
     y = torch.from_numpy(tasks.amplitude) * torch.sin(x + torch.from_numpy(tasks.phase))
-    errors = [meta.net(x, meta.adapt(k_x, k_y, steps)) - y for steps in range(11)]
+    errors = [meta.net(x, meta.adapt(k_x, k_y, steps)[-1]) - y for steps in range(11)]
     return torch.stack(errors).detach().square().sum((2, 3))
 
 
@@ -128,6 +128,60 @@ def test_what_is_printed_is_what_the_weights_do(program, monkeypatch, words):
         assert re.findall(r"[\d.]+", table[-2]) == ["10", *row]
         expected += table
     assert program(f"--test {words}").out[1:-2] == expected
+
+
+class Momentum(Meta):
+    """An inner loop that keeps something from step to step."""
+
+    def adapt(self, k_x, k_y, steps):
+        velocity = {}
+        with torch.enable_grad():
+            trajectory = [self.net.expand(len(k_x))]
+            for _ in range(steps):
+                fast = trajectory[-1]
+                loss = self.task_losses(k_x, k_y, fast).sum()
+                grads = dict(zip(fast, torch.autograd.grad(loss, list(fast.values())), strict=True))
+                velocity = {name: g + 0.9 * velocity.get(name, 0) for name, g in grads.items()}
+                trajectory.append({name: w - 0.01 * velocity[name] for name, w in fast.items()})
+        return trajectory
+
+
+def test_what_is_measured_is_the_inner_loop_that_is_trained():
+    """After any number of steps, also if its steps depend on those before."""
+    meta, tasks, same = Momentum(Net()), Sinusoid(10, 0, 3), Sinusoid(10, 0, 3)
+    k_x, k_y, _, _ = tasks.batch(range(3))
+    errors = main.predictions(meta, k_x, k_y) - tasks.target(range(3), main.GRID)
+    torch.testing.assert_close(errors.square().sum((2, 3)), squared_errors(meta, same))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 12])
+def test_any_number_of_steps_is_measured(program, monkeypatch, steps):
+    monkeypatch.setattr(main, "MAX_STEPS", steps)
+    make_weights("weights/w(k=10).pt")
+    rows = [line.split()[0] for line in program("--test").out if "+-" in line]
+    expected = {1: [0, 1], 3: [0, 1, 2, 3], 12: [0, 1, 2, 3, 5, 12]}
+    assert [int(row) for row in rows] == expected[steps]
+
+
+class TwoInputs(Sinusoid):
+    def batch(self, indices, rng=None):
+        k_x, k_y, q_x, q_y = super().batch(indices, rng)
+        return torch.cat((k_x, k_x), 2), k_y, torch.cat((q_x, q_x), 2), q_y
+
+
+class TwoOutputs(Sinusoid):
+    def target(self, indices, x):
+        y = super().target(indices, x)
+        return torch.cat((y, y), 2)
+
+
+@pytest.mark.parametrize(("tasks", "sizes"), [(TwoInputs, (2, 1)), (TwoOutputs, (1, 2))])
+def test_more_inputs_or_outputs_are_trained_and_not_tested(program, monkeypatch, tasks, sizes):
+    monkeypatch.setattr(main, "Tasks", tasks)
+    monkeypatch.setattr(main, "Net", lambda: AnyNet(nn.Linear(*sizes).double()))
+    assert program("--epochs 12").code == 0
+    sentence = "--test is for one input and one output, not {} and {}".format(*sizes)
+    assert sentence in program("--epochs 12 --test").refusal
 
 
 def test_scores_by_hand():

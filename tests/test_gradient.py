@@ -50,7 +50,7 @@ def state(meta):
 
 def compiled_copy(meta, batch):
     compiled = copy.deepcopy(meta)
-    compiled.compile(*batch)
+    compiled.compile_gradient(*batch)
     return compiled
 
 
@@ -62,13 +62,6 @@ def assert_in_step(one, other, batch):
 
 def refused(words):
     return pytest.raises(ValueError, match=re.escape(words))
-
-
-@pytest.fixture
-def traced(monkeypatch):
-    """What is compiled is only traced: that needs no C++ compiler and a twentieth of the time."""
-    compile = functools.partial(torch.compile, backend=lambda graph, inputs, **options: graph)
-    monkeypatch.setattr(torch, "compile", compile)
 
 
 def test_initial_parameters_are_those_of_the_original():
@@ -85,16 +78,15 @@ def test_initial_parameters_are_those_of_the_original():
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_adapt_continues_from_fast_weights(grad):
-    """It changes neither them nor the parameters, and does the same under `torch.no_grad`."""
+def test_adapt_gives_the_fast_weights_after_every_step(grad):
+    """It changes no parameter, and does the same under `torch.no_grad`."""
     meta, (k_x, k_y, _, _) = make()
-    fast, expected = meta.adapt(k_x, k_y, 2), meta.adapt(k_x, k_y, 5)
-    before = state(meta), {name: w.detach().clone() for name, w in fast.items()}
+    before, theta = state(meta), meta.net.expand(4)
+    expected = [theta, *(meta.adapt(k_x, k_y, steps)[-1] for steps in (1, 2, 3))]
     with torch.set_grad_enabled(grad):
-        assert_equal(meta.adapt(k_x, k_y, 5), expected)
-        assert_equal(meta.adapt(k_x, k_y, 3, fast), expected)
-        assert_equal(meta.adapt(k_x, k_y, 5, meta.adapt(k_x, k_y, 0)), expected)
-    assert_equal((state(meta), fast), before)
+        assert_equal(meta.adapt(k_x, k_y, 3), expected)
+        assert_equal(meta.adapt(k_x, k_y, 0), [theta])
+    assert_equal(state(meta), before)
 
 
 def test_a_case_worked_by_hand():
@@ -118,7 +110,7 @@ def test_a_case_worked_by_hand():
     weights["w_3"][0, 0] = 2
     meta.net.load_state_dict(weights)
     k_x, k_y, q_x, q_y = torch.tensor([1, 0, 1, 5]).double().reshape(4, 1, 1, 1)
-    fast = meta.adapt(k_x, k_y, 1)
+    _, fast = meta.adapt(k_x, k_y, 1)
     assert (fast["b_2"][0, 0], fast["w_3"][0, 0, 0], fast["b_3"][0, 0]) == (0.5, 1.75, -0.25)
     assert meta.net(q_x, fast) == 0.625
     expected = {False: [4.375, -1.625, -0.0625, -1], True: [4.375, -1.75, -0.5, -1]}
@@ -187,7 +179,7 @@ def test_what_is_added_later_is_trained(traced, compiled):
     _, batch = make(tasks=CHUNK + 3)
     meta = Meta(Net(), mse)
     if compiled:
-        meta.compile(*batch)
+        meta.compile_gradient(*batch)
     meta.inner_lr = nn.Parameter(torch.tensor(0.01).double())
     meta.outer_optim = torch.optim.SGD(meta.parameters(), lr=0.1)
     before = copy.deepcopy(list(meta.parameters()))
@@ -291,20 +283,67 @@ class ByHand(Net):
 def test_a_compiled_gradient_that_is_another_is_refused(traced, net):
     """The compiler drops the second derivatives, or draws other random numbers."""
     meta, batch = make(net)
-    with refused("the compiled gradient of this network has an error of "):
-        meta.compile(*batch)
-    with refused("the compiled gradient of this network has an error of nan%"):
-        meta.compile(*(points * math.nan for points in batch))
-    losses = []
-    for learner in (meta, make(net)[0]):  # it goes on as it was
-        torch.manual_seed(1)
-        losses += [learner(*batch), learner(*batch)]
-    assert losses[:2] == losses[2:]
+    before = state(meta), torch.get_rng_state()
+    with refused("the compiled gradient has an error of "):
+        meta.compile_gradient(*batch)
+    with refused("the plain gradient is not finite"):
+        meta.compile_gradient(*(points * math.nan for points in batch))
+    assert_equal((state(meta), torch.get_rng_state()), before)
+    assert_in_step(meta, make(net)[0], batch) if net is ByHand else meta(*batch)
+
+
+class Counting(Net):
+    """A network that knows how often it was called, as running statistics do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x, fast=None):
+        self.calls += 1
+        return super().forward(x, fast)
+
+
+def test_compiling_changes_nothing_else(traced):
+    """Neither what the network keeps, nor random numbers; and a gradient of 0 is equal to 0."""
+    meta, (k_x, _, q_x, _) = make(Counting)
+    batch = (k_x, meta.net(k_x).detach(), q_x, meta.net(q_x).detach())
+    assert not any(g.any() for g in meta.meta_gradient(*batch)[1])
+    before = state(meta), torch.get_rng_state()
+    meta.compile_gradient(*batch)
+    assert_equal((state(meta), torch.get_rng_state()), before)
+
+
+def test_numbers_that_change_are_tensors_or_end_in_a_sentence(traced, monkeypatch):
+    """Each other number is compiled, up to a limit."""
+    compile, fewer = torch.compile, {"recompile_limit": 3}
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, **options | fewer))
+    for step_size in (torch.tensor(0.01).double(), 0.01):
+        torch.compiler.reset()  # other tests count, too
+        meta, batch = make()
+        meta.inner_lr = step_size
+        meta.compile_gradient(*batch)
+        for _ in range(2):
+            meta.inner_lr = 0.9 * meta.inner_lr
+            meta(*batch)
+        meta.inner_lr = 0.9 * meta.inner_lr
+        if torch.is_tensor(step_size):
+            meta(*batch)
+        else:
+            with refused("compilations were not enough: keep a number that changes"):
+                meta(*batch)
+
+
+def test_an_older_version_does_not_compile(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.12.1"))
+    meta, batch = make()
+    with refused("needs PyTorch 2.13 or newer, not 2.12.1"):
+        meta.compile_gradient(*batch)
 
 
 def test_a_compiled_learner_may_have_many_shapes_and_step_sizes(traced):
     meta, batch = make()
-    meta.compile(*batch)
+    meta.compile_gradient(*batch)
     for number in range(1, 13):
         meta.inner_lr = 0.001 * number
         meta(*(points[:, :number] for points in batch))

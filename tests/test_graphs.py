@@ -39,7 +39,7 @@ def test_a_test_draws_the_predictions_and_scores(program, figures):
     for panel, (label, file) in zip(graph.axes, files.items(), strict=True):
         meta = Meta(Net(), mse)
         meta.net.load_state_dict(torch.load(file))
-        pred = [meta.net(x[None], meta.adapt(k_x, k_y, steps)).detach() for steps in range(11)]
+        pred = [meta.net(x[None], meta.adapt(k_x, k_y, steps)[-1]).detach() for steps in range(11)]
         errors = " → ".join(f"{(pred[step] - y).square().mean():.2f}" for step in (0, 1, 10))
         assert panel.get_title() == f"{label}\nMSE after 0 → 1 → 10 steps: {errors}"
         expected = {"Ground Truth": (x, y), "Pre Update": (x, pred[0])}
@@ -85,7 +85,8 @@ def test_the_steps_graph_shows_means_and_intervals(figures, tmp_path):
 def test_the_loss_graph_shows_losses_means_and_validations(figures, tmp_path, monkeypatch):
     """And which weights are kept, those of the best validation."""
     monkeypatch.setattr(main, "VALIDATE_EVERY", 5)
-    losses, validations, iterations = np.geomspace(14, 5.2, 12), [np.inf, 6.0, 7.0], range(1, 13)
+    losses, iterations = np.geomspace(14, 5.2, 12), range(1, 13)
+    validations = {5: np.inf, 10: 6.0, 12: 6.0}
     means = [np.mean(losses[end - 5 : end]) for end in iterations[4:]]
     args = main.parse(["--epochs", "12", "--loss", "mse"])
     main.draw_losses(tmp_path / "loss.png", args, losses.tolist(), validations)
@@ -93,7 +94,7 @@ def test_the_loss_graph_shows_losses_means_and_validations(figures, tmp_path, mo
     expected = {
         "each meta-batch": (iterations, losses),
         "mean of the last 5 iterations": (iterations[4:], means),
-        "validation, 1,000 tasks": ([5, 10, 12], validations),
+        "validation, 1,000 tasks": ([5, 10, 12], [np.inf, 6.0, 6.0]),
         "weights kept, iteration 10": (10, 6.0),
     }
     assert_shown(axes, axes.get_legend(), expected)
@@ -118,7 +119,7 @@ def test_the_loss_graph_has_ticks_at_any_range(figures, tmp_path, lowest, ratio)
     """A few labels, and a grid."""
     highest = lowest * ratio
     losses = np.geomspace(lowest, highest, 30).tolist()
-    main.draw_losses(tmp_path / "loss.png", main.parse(["--epochs", "30"]), losses, [highest])
+    main.draw_losses(tmp_path / "loss.png", main.parse(["--epochs", "30"]), losses, {30: highest})
     (axes,) = figures[0].axes
     axes.figure.draw_without_rendering()
     low, high = axes.get_ylim()

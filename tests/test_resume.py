@@ -102,6 +102,19 @@ def test_any_optimizer_and_network_resume_bit_for_bit(program, monkeypatch, part
     assert contents() == whole
 
 
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(program, monkeypatch, whole):
+    """Its driver may be too old. A run that was stopped on a GPU may resume on the CPU."""
+    broken = Mock(side_effect=RuntimeError("the driver is too old"))
+    for name in ("get_rng_state", "get_rng_state_all", "set_rng_state", "current_device"):
+        monkeypatch.setattr(torch.cuda, name, broken)
+    assert program(SHORT, interrupt_at=8).code == 130
+    checkpoint = torch.load(CHECKPOINT)
+    assert checkpoint["random_cuda"] is None
+    torch.save({**checkpoint, "random_cuda": torch.zeros(16, dtype=torch.uint8)}, CHECKPOINT)
+    assert program(RESUME).code == 0
+    assert contents() == whole
+
+
 def test_the_best_weights_may_be_from_before_the_stop(program, monkeypatch):
     values = iter([1.0, 2.0, 3.0, 1.0, 2.0, 3.0])  # of the validations: three, then two and one
     monkeypatch.setattr(main, "validate", lambda *_: next(values))
