@@ -259,13 +259,12 @@ def identity(args: Namespace, meta: Meta) -> dict[str, object]:
 
 def write_checkpoint(path: Path, args: Namespace, meta: Meta, results: Results) -> None:
     losses, validations, best = results
-    on_gpu = next(meta.parameters()).is_cuda
     state = {
         "run": identity(args, meta),
         "meta": meta.state_dict(),
         "outer_optim": meta.outer_optim.state_dict(),
         "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state() if on_gpu else None,
+        "random_cuda": torch.cuda.get_rng_state() if next(meta.parameters()).is_cuda else None,
         "losses": losses,
         "validations": validations,
         "best": best,
@@ -300,11 +299,10 @@ def write_results(args: Namespace, results: Results) -> None:
     Raises a `Failure` if no validation loss is finite.
     """
     losses, validations, best = results
-    if not validations:
-        raise Failure(f"no results: the run ended before its first validation, at {VALIDATE_EVERY}")
-    lowest = min(validations.values())
+    lowest = min(validations.values(), default=math.inf)
     if lowest == math.inf:
-        raise Failure("no validation loss was finite: try a smaller step size")
+        advice = "try a smaller step size" if validations else "there was none at all"
+        raise Failure(f"no validation loss was finite: {advice}")
     name = run_name(args)
     graph = Path("res", "loss_final.png" if name == "k=10" else f"loss_final({name}).png")
     numbers = graph.with_suffix(".csv")
@@ -372,9 +370,8 @@ def test(args: Namespace, device: str) -> None:
 
     drawn = Tasks(shots, 0, num_tasks=1, seed=(DRAWN, args.seed))
     k_x, k_y, _, _ = drawn.batch([0])
-    inputs, outputs = k_x.shape[2], k_y.shape[2]
-    if (inputs, outputs) != (1, 1):
-        raise Failure(f"--test is for one input and one output, not {inputs} and {outputs}")
+    if k_x.shape[2] != 1 or k_y.shape[2] != 1:
+        raise Failure("--test is for tasks of one input and one output")
     y = drawn.target([0], GRID)[0]  # (50, 1)
     curves, scores = {}, {}
     for label, meta in learners.items():

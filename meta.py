@@ -1,8 +1,8 @@
 """MAML (Finn, Abbeel and Levine, ICML 2017): Algorithm 1 with the exact second-order gradient.
 
-Calling a `Meta` is one iteration of the outer loop: `forward` calls `meta_gradient`, which calls
-`query_loss`, which calls `adapt`, the inner loop. All work on a whole meta-batch at once, because
-each task has its own fast weights, stacked in a first dimension.
+Calling a `Meta` is one iteration of the outer loop. Its `forward` calls `meta_gradient`, this calls
+`query_loss`, and this `adapt`, the inner loop. Tasks are computed at once: each has fast weights of
+its own, stacked in a first dimension.
 """
 
 import copy
@@ -49,7 +49,7 @@ class Meta(nn.Module):
         self.net, self.loss, self.inner_lr = net, loss, inner_lr
         self.inner_steps, self.first_order = inner_steps, first_order
         self.outer_optim = torch.optim.Adam(self.parameters(), lr=outer_lr, fused=True)
-        self.compiled = None  # what `compile_gradient` makes of `meta_gradient`
+        self.compiled = None  # `meta_gradient` of any learner: a deep copy trains itself with it
 
     def task_losses(self, x: Tensor, y: Tensor, fast: Fast) -> Tensor:
         """The loss of every task at its points x and y, with its own fast weights: (tasks,).
@@ -108,7 +108,6 @@ class Meta(nn.Module):
         Support points k_x and k_y are (tasks, K, 1), query points q_x and q_y (tasks, Q, 1).
         Returns the mean over tasks of the query losses before the outer step.
         """
-        # A deep copy of a learner has the same `compiled`, and trains itself with it.
         gradient = partial(self.compiled, self) if self.compiled else self.meta_gradient
         results = [gradient(*chunk) for chunk in chunks(k_x, k_y, q_x, q_y)]
         losses, gradients = zip(*results, strict=True)
@@ -123,9 +122,9 @@ class Meta(nn.Module):
         """Compile the meta-gradient: now, and again for other shapes or settings, up to 256 times.
 
         With the first CHUNK tasks of `batch` (k_x, k_y, q_x, q_y), and the settings of now, copies
-        of this learner compare it with the plain one. Raises a `CompileError` if they differ by
-        0.1 %: if the network draws random numbers, or has a `torch.autograd.Function`, which loses
-        second derivatives. Needs PyTorch 2.13 or newer.
+        of this learner compare it with the plain one. Raises a `CompileError` below PyTorch 2.13,
+        and if they differ by 0.1 %: if the network draws random numbers, or has a
+        `torch.autograd.Function`, which loses second derivatives.
         """
         if torch.__version__ < (2, 13):
             raise CompileError(f"it needs PyTorch 2.13 or newer, not {torch.__version__}")
