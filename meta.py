@@ -119,12 +119,12 @@ class Meta(nn.Module):
         return sum(loss.item() for loss in losses) / len(k_x)
 
     def compile_gradient(self, *batch: Tensor) -> None:
-        """Compile the meta-gradient: now, and again for other shapes or settings, up to 256 times.
+        """Compile the meta-gradient, which makes training faster.
 
-        With the first CHUNK tasks of `batch` (k_x, k_y, q_x, q_y), and the settings of now, copies
-        of this learner compare it with the plain one. Raises a `CompileError` below PyTorch 2.13,
-        and if they differ by 0.1 %: if the network draws random numbers, or has a
-        `torch.autograd.Function`, which loses second derivatives.
+        It is compiled now, and again when shapes or settings change, up to 256 times. On the first
+        CHUNK tasks of `batch` (k_x, k_y, q_x, q_y), copies of this learner compare it with the
+        plain one. Raises a `CompileError` if it can't be compiled, and if they differ by 0.1 %, as
+        with random numbers, or a `torch.autograd.Function`, which loses second derivatives.
         """
         if torch.__version__ < (2, 13):
             raise CompileError(f"it needs PyTorch 2.13 or newer, not {torch.__version__}")

@@ -16,8 +16,8 @@ Fast = Mapping[str, Tensor]
 def rsse(pred: Tensor, y: Tensor) -> Tensor:
     """√Σ(pred − y)², the root of the summed squared error: two (tasks, N, 1) -> (tasks,)."""
     sse = (pred - y).square().sum((1, 2))
-    # The root has no derivative at 0. An SSE below 1e-24 counts as 1e-24, with derivatives of 0:
-    # a loss of 1e-12 is as good as none, and float32 still has numbers that are far smaller.
+    # The root has no derivative at 0. So an SSE below 1e-24 counts as 1e-24, a constant, which has
+    # the derivative 0. A loss of 1e-12 is as good as none, and float32 has far smaller numbers.
     return torch.threshold(sse, 1e-24, 1e-24).sqrt()
 
 
