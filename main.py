@@ -59,7 +59,8 @@ CHECKPOINT_EVERY = 5  # seconds: about the most that a stopped run loses
 MAX_STEPS = 10  # gradient steps in the evaluation
 GRID = torch.from_numpy(np.linspace(*Tasks.x_range, 50)[:, None])  # (50, 1), inputs of the test
 CAP = 100.0  # a larger MSE counts as this, so that the mean is finite; predicting 0 gives below 14
-PRETRAINED = "pretrained on all tasks"  # the paper's baseline
+PRETRAINED = "pretrained"  # on all tasks, the paper's baseline
+COLORS = {"MAML": "#0072B2", "first-order": "#E69F00", PRETRAINED: "#AA3377"}  # in all pictures
 UNITS = {"rsse": "√SSE", "mse": "MSE"}
 
 # Of a run: the losses, the validation losses by their iterations, and the best weights.
@@ -237,7 +238,7 @@ def validate(meta: Meta, k_shot: int, device: str) -> float:
     meta.eval()
     loss = torch.cat([meta.query_loss(*chunk) for chunk in chunks(*batch)]).mean().item()
     for module, mode in modes.items():
-        module.training = mode
+        module.train(mode)  # parts come after the whole, so each ends in its own mode
     return loss if math.isfinite(loss) else math.inf  # NaN can't be compared
 
 
@@ -375,7 +376,7 @@ def test(args: Namespace, device: str) -> None:
     y = drawn.target([0], GRID)[0]  # (50, 1)
     curves, scores = {}, {}
     for label, meta in learners.items():
-        curves[label] = predictions(meta, k_x, k_y)[:, 0]  # (11, 50, 1)
+        curves[label] = predictions(meta, k_x, k_y, MAX_STEPS)[:, 0]  # (11, 50, 1)
         norms = (curves[label] - y).norm(dim=(1, 2))  # (11,)
         scores[label] = summarize(evaluate(meta, shots))
         tasks = f"a drawn task and {TEST_TASKS} test tasks with K = {shots}"
@@ -394,7 +395,7 @@ def files_to_measure(args: Namespace) -> dict[str, Path]:
 
     Pretraining does not use α: the baseline of the α that is asked for will do, or of the default.
     """
-    method = "FOMAML" if args.first_order else "MAML"
+    method = "first-order" if args.first_order else "MAML"
     files = {args.name or (method if args.inner_steps else PRETRAINED): weights_file(args)}
     if args.weights:  # quotes tell it from the other labels, escapes suit any font
         files = {ascii(args.weights.name): args.weights}
@@ -420,12 +421,12 @@ def load(file: Path, args: Namespace, device: str) -> Meta:
 
 
 @torch.no_grad()
-def predictions(meta: Meta, k_x: Tensor, k_y: Tensor) -> Tensor:
-    """The predictions on GRID after 0 to MAX_STEPS steps: (MAX_STEPS + 1, tasks, 50, 1)."""
+def predictions(meta: Meta, k_x: Tensor, k_y: Tensor, steps: int) -> Tensor:
+    """The predictions on GRID after 0 to `steps` steps: (steps + 1, tasks, 50, 1)."""
     weight = next(meta.parameters())
     x = GRID.expand(len(k_x), -1, -1)
     k_x, k_y, x = (points.to(weight) for points in (k_x, k_y, x))  # its device and precision
-    curves = [meta.net(x, fast) for fast in meta.adapt(k_x, k_y, MAX_STEPS)]
+    curves = [meta.net(x, fast) for fast in meta.adapt(k_x, k_y, steps)]
     return torch.stack(curves).cpu()
 
 
@@ -436,7 +437,7 @@ def evaluate(meta: Meta, shots: int) -> Tensor:
     y = tasks.target(range(TEST_TASKS), GRID)  # (TEST_TASKS, 50, 1)
     sse = []
     for chunk_x, chunk_y, target in tqdm(list(chunks(k_x, k_y, y)), "testing", leave=False):
-        errors = predictions(meta, chunk_x, chunk_y) - target
+        errors = predictions(meta, chunk_x, chunk_y, MAX_STEPS) - target
         sse.append(errors.square().sum((2, 3)))
     return torch.cat(sse, dim=1)
 
@@ -518,17 +519,20 @@ def draw_graph(
     figure.suptitle(title, fontsize="medium")
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, (label, pred) in zip(panels, curves.items(), strict=True):
-        axes.plot(GRID, y, "k", alpha=0.4, linewidth=4, label="Ground Truth")
-        axes.plot(GRID, pred[0], color="#E69F00", linestyle=":", linewidth=2, label="Pre Update")
-        axes.plot(GRID, pred[1], color="#0072B2", linewidth=2, label="One Grad Step")
-        if axes is panels[0]:  # the frame of all: ten steps, or another learner, may go far off
-            axes.set_ylim(axes.get_ylim())
-        axes.plot(GRID, pred[-1], color="#CC79A7", linestyle="--", label=f"{MAX_STEPS} Grad Steps")
+        color = COLORS.get(label, COLORS["MAML"])
+        axes.plot(GRID, y, color="0.75", linewidth=5, label="Ground Truth")
+        axes.plot(GRID, pred[0], "k:", linewidth=2, label="Pre Update")
+        axes.plot(GRID, pred[1], color=color, linewidth=2, label="One Grad Step")
+        low, high = axes.get_ylim()
+        axes.plot(GRID, pred[-1], "--", color=color, label=f"{MAX_STEPS} Grad Steps")
+        if axes is panels[0]:  # the frame of all grows by half at most: ten steps may go far off
+            margin, (bottom, top) = (high - low) / 4, axes.get_ylim()
+            axes.set_ylim(max(bottom, low - margin), min(top, high + margin))
         axes.plot(*points, "k^", label=f"K = {len(points[0])} Support Points")
         errors = LOSSES[loss](pred[[0, 1, MAX_STEPS]], y.expand(3, -1, -1))
         words = " → ".join(f"{error:.2f}" for error in errors)
         steps = f"{UNITS.get(loss, loss)} after 0 → 1 → {MAX_STEPS} steps: {words}"
-        axes.set_title(f"{label}\n{steps}", fontsize="medium")
+        axes.set_title(f"{label}\n{steps}", fontsize="medium", color=color)
         axes.set(xlabel="x")
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="y")
@@ -540,14 +544,15 @@ def draw_steps(path: Path, title: str, scores: Mapping[str, Mapping[str, Tensor]
     """MSE on the test tasks against the number of gradient steps (the paper's Figure 3)."""
     axes = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained").subplots()
     steps = range(MAX_STEPS + 1)
+    title += f"\n{TEST_TASKS:,} test tasks, mean and 95 % confidence interval"
     for label, score in scores.items():
         mse, ci, capped = score["mse"], score["mse_ci"], int(score["capped"].max())
         if capped:
-            label += f", MSE ≥ {CAP:g}: {capped} {'task' if capped == 1 else 'tasks'}"
-        axes.plot(steps, mse, marker=".", label=label)
-        axes.fill_between(steps, mse - ci, mse + ci, alpha=0.3)
-    protocol = f"{TEST_TASKS:,} test tasks, mean and 95 % confidence interval"
-    axes.set_title(f"{title}\n{protocol}", fontsize="medium")
+            title += f"\n{label}: after a step, up to {capped} tasks have an MSE ≥ {CAP:g}"
+        color = COLORS.get(label, COLORS["MAML"])
+        axes.plot(steps, mse, color=color, marker=".", label=label)
+        axes.fill_between(steps, mse - ci, mse + ci, color=color, alpha=0.3)
+    axes.set_title(title, fontsize="medium")
     ylabel = f"MSE of {len(GRID)} points"
     axes.set(xlabel="gradient steps", ylabel=ylabel, xticks=steps, ylim=(0, None))
     axes.grid(alpha=0.3)

@@ -1,12 +1,12 @@
 """Measures all included weights, and makes the tables and pictures of the pages from the numbers.
 
-python3 res/results.py            measures (two minutes on two cores) and prints the tables
+python3 res/results.py            measures (four minutes on two cores) and prints the tables
 python3 res/results.py --check    compares what it measures with res/results.csv
-python3 res/results.py --write    puts the numbers into res/results.csv and res/plateau.csv, the
-                                  tables into the pages, and draws alpha.png, plateau.png, seeds.png
+python3 res/results.py --write    puts the numbers into res/results.csv and the tables into the
+                                  pages, and draws alpha.png and seeds.png
 
-Measurements are those of `main.py --test`, but in float32, which takes half the time and changes no
-score by 0.0005. res/runs.csv is only read: res/runs.py makes it.
+Measurements are those of `main.py --test`. "Tuned" ones, of the pretrained networks, take the step
+size of TUNING that is best on the validation tasks. res/runs.py makes res/runs.csv.
 """
 
 import argparse
@@ -14,12 +14,14 @@ import contextlib
 import csv
 import io
 import itertools
+import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
+from multiprocessing import Pool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,57 +37,56 @@ from matplotlib.ticker import LogLocator, NullLocator
 from tqdm import tqdm
 
 import main
-from data import Sinusoid, meta_batches
+from meta import Meta
+from net import mse
 from res import runs
 
 ROOT = Path(main.__file__).parent
-RESULTS, PLATEAU = ROOT / "res/results.csv", ROOT / "res/plateau.csv"
+RESULTS = ROOT / "res/results.csv"
 PAGES = [ROOT / "README.md", ROOT / "res/README.md"]
 
+# The runs with included weights, by their flags, and their names on the pages.
 MAML, FOMAML, PRETRAINED = "", "--first_order", "--inner_steps 0"
 PAPER = "--batch_size 25 --loss mse"  # the objective of the paper
-PAPER_FOMAML, PAPER_PRETRAINED = f"{PAPER} --first_order", f"{PAPER} --inner_steps 0"
-TWO_STEPS, PAPER_SMALL = f"{PAPER} --inner_steps 2", f"{PAPER} --inner_lr 0.001"
+PAPER_PRETRAINED = f"{PAPER} --inner_steps 0"
 ORIGINAL = "--test --weights 'weights/original(k=10).pt'"
-TUNED = {  # the pretrained net by the step size of the test
-    alpha: f"{PAPER} --inner_lr {alpha} --test --weights "
-    "'weights/w(k=10,batch_size=25,loss=mse,inner_steps=0).pt'"
-    for alpha in (0.001, 0.005, 0.01, 0.02, 0.05)
+PAPER_RUNS = {
+    "MAML, α = 0.01": PAPER,
+    "MAML, α = 0.001": f"{PAPER} --inner_lr 0.001",
+    "first-order": f"{PAPER} --first_order",
+    "two steps": f"{PAPER} --inner_steps 2",
+    "pretrained": PAPER_PRETRAINED,
 }
+JOB_RUNS = {"the original's weights": ORIGINAL, "MAML": MAML, "first-order": FOMAML}
+JOB_RUNS |= {"pretrained": PRETRAINED}
+COLORS = {"MAML, α = 0.001": "#56B4E9", "two steps": "#009E73", **main.COLORS}
+COLORS |= {"MAML, α = 0.01": COLORS["MAML"], "exact": COLORS["MAML"]}
 
 # Seeds, and numbers of support points in the test, in the order of results.csv.
 SEEDS = range(10)
 EXPERIMENTS = {
-    MAML: (SEEDS, [10]),
-    FOMAML: (SEEDS, [10]),
-    PAPER: (SEEDS, [5, 10, 20]),
-    PAPER_FOMAML: (SEEDS, [5, 10, 20]),
-    TWO_STEPS: (SEEDS, [5, 10, 20]),
-    PRETRAINED: ([0], [10]),
+    **{flags: (SEEDS, [10]) for flags in (MAML, FOMAML, PRETRAINED)},
+    **{flags: (SEEDS, [5, 10, 20]) for flags in PAPER_RUNS.values()},
     ORIGINAL: ([0], [10]),
     "--k_shot 5": ([0], [5]),
     "--k_shot 5 --inner_steps 0": ([0], [5]),
     "--k_shot 5 --test --weights 'weights/original(k=5).pt'": ([0], [5]),
-    PAPER_PRETRAINED: ([0], [5, 10, 20]),
-    PAPER_SMALL: (SEEDS, [5, 10, 20]),
-    **{flags: ([0], [5]) for flags in TUNED.values()},
 }
+TUNED = (PRETRAINED, PAPER_PRETRAINED)
+TUNING = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 TABLE_2 = runs.TABLE_2
-STUCK = 3.5  # a run with √SSE is stuck if its lowest validation loss is above; a good one has 2.9
-ON_10, ON_5 = "trained with √SSE, tested on 10 points", "trained with MSE, tested on 5 points"
-GRADIENTS = {"first-order": FOMAML, "exact": MAML}
-COLORS = {"first-order": "#E69F00", "exact": "#0072B2"}
 
 
 # Measuring ----------------------------------------------------------------------------------------
 
 
 class Measurement(NamedTuple):
-    """A file of weights, by the flags of its run, and the number of support points in the test."""
+    """A file of weights, by the flags of its run, and its test."""
 
     flags: str
     seed: int
-    shots: int
+    shots: int  # support points in the test
+    tuned: bool = False  # the test takes the best step size of TUNING
 
     def args(self) -> argparse.Namespace:
         return main.parse(shlex.split(f"{self.flags} --seed {self.seed}"))
@@ -94,72 +95,66 @@ class Measurement(NamedTuple):
         args = self.args()
         return args.weights or main.weights_file(args)
 
+    def learner(self) -> Meta:
+        return main.load(ROOT / self.file(), self.args(), "cpu")
+
 
 def measurements() -> list[Measurement]:
     """All that the pages show."""
     return [
-        Measurement(flags, seed, shots)
+        Measurement(flags, seed, shots, tuned)
         for flags, (seeds, every_k) in EXPERIMENTS.items()
-        for seed, shots in itertools.product(seeds, every_k)
+        for tuned, seed, shots in itertools.product((False, True), seeds, every_k)
+        if flags in TUNED or not tuned
     ]
-
-
-def task_errors(measurement: Measurement) -> torch.Tensor:
-    """The summed squared error of every test task: (11, 10000)."""
-    meta = main.load(ROOT / measurement.file(), measurement.args(), "cpu").float()
-    with contextlib.redirect_stderr(io.StringIO()):  # the progress bar
-        return main.evaluate(meta, measurement.shots)
 
 
 def measure(measurement: Measurement) -> list[dict]:
     """A row of the results for each number of gradient steps."""
     torch.set_num_threads(1)
-    sse = task_errors(measurement)
-    mse = sse / len(main.GRID)
+    meta, shots = measurement.learner(), measurement.shots
+    if measurement.tuned:
+        meta.inner_lr = min(TUNING, key=lambda alpha: validation_error(meta, shots, alpha))
+    with contextlib.redirect_stderr(io.StringIO()):  # the progress bar
+        sse = main.evaluate(meta, shots)
     summary = main.summarize(sse)
-    worst = mse.shape[1] // 100
-    summary["trimmed"] = mse.nan_to_num(torch.inf).sort(1).values[:, :-worst].mean(1)
-    summary["worse"] = (mse[0] < mse.nan_to_num(torch.inf)).sum(1)  # than before the first step
-    flags, seed, shots = measurement
+    errors = (sse / len(main.GRID)).nan_to_num(torch.inf).sort(dim=1).values
+    summary["trimmed"] = errors[:, : -(errors.shape[1] // 100)].mean(1)  # the worst 1 % left out
     rows = []
     for steps in range(main.MAX_STEPS + 1):
         numbers = {name: values[steps].item() for name, values in summary.items()}
-        rows.append({"flags": flags, "seed": seed, "K": shots, "steps": steps, **numbers})
+        test = {**measurement._asdict(), "alpha": meta.inner_lr, "steps": steps}
+        rows.append({**test, "tuned": int(measurement.tuned), **numbers})
     return rows
 
 
-def measure_plateau() -> list[dict]:
-    """The rows of plateau.csv: each failed run goes on, with a new Adam and either gradient."""
-    torch.set_num_threads(1)
-    rows = []
-    for seed, (gradient, flags) in itertools.product((5, 7), GRADIENTS.items()):
-        failed, args = Measurement(FOMAML, seed, 10).file(), Measurement(flags, seed, 10).args()
-        meta = main.load(ROOT / failed, args, "cpu")
-        batches = meta_batches(Sinusoid(10, seed=(main.TRAIN, seed)), 10, start=args.epochs)
-        for end in range(500, 4_001, 500):
-            loss = np.mean([meta(*next(batches)) for _ in range(500)])
-            rows.append({"seed": seed, "gradient": gradient, "iteration": end, "query_loss": loss})
-    return rows
+def validation_error(meta: Meta, shots: int, alpha: float) -> float:
+    """The MSE on the validation tasks after one step of this size, measured like the test."""
+    number = main.VALIDATION_TASKS
+    tasks = main.Tasks(shots, 0, num_tasks=number, seed=(main.VALIDATION,))
+    k_x, k_y, _, _ = tasks.batch(range(number))
+    meta.inner_lr = alpha
+    after = main.predictions(meta, k_x, k_y, 1)[1]
+    return mse(after, tasks.target(range(number), main.GRID)).clamp(max=main.CAP).mean().item()
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            numbers = {key: f"{x:.6g}" for key, x in row.items() if isinstance(x, float)}
-            writer.writerow({**row, **numbers})
-
-
-# Tables -------------------------------------------------------------------------------------------
+    text = io.StringIO(newline="")
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))  # some rows lack some
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        numbers = {key: f"{x:.6g}" for key, x in row.items() if isinstance(x, float)}
+        writer.writerow({**row, **numbers})
+    main.write(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def read_rows(path: Path) -> list[dict]:
     """The rows of a file, their numbers as numbers."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    texts = {"flags", "gradient", "loss", "start", "kept", "weights", "learner", "points"}
     for row in rows:
-        texts = {"flags", "gradient", "loss", "start", "kept", "weights"}
         row |= {key: float(row[key] or "nan") for key in row.keys() - texts}
     return rows
 
@@ -169,19 +164,35 @@ def chosen(rows: list[dict], **values: object) -> list[dict]:
     return [row for row in rows if all(row[key] == value for key, value in values.items())]
 
 
-def scores(rows: list[dict], flags: str, shots: int, name: str = "mse") -> np.ndarray:
+def scores(
+    rows: list[dict], flags: str, shots: int, name: str = "mse", tuned: bool = False
+) -> np.ndarray:
     """One column of results.csv, by gradient steps and seed: (11, seeds)."""
-    column = [row[name] for row in chosen(rows, flags=flags, K=shots)]
+    column = [row[name] for row in chosen(rows, flags=flags, shots=shots, tuned=tuned)]
     return np.reshape(column, (-1, main.MAX_STEPS + 1)).T
 
 
-def capped(rows: list[dict], flags: str) -> np.ndarray:
-    """For each seed the number of capped tasks, of the worst step and K."""
-    counts = [scores(rows, flags, shots, "capped") for shots in EXPERIMENTS[flags][1]]
-    return np.max(counts, axis=(0, 1)).astype(int)
+def differences(rows: list[dict]) -> list[str]:
+    """Where these measurements are not those of results.csv.
+
+    Another processor rounds otherwise. The margin is above what float32 in the place of float64
+    changes, but for tasks that it moves across the cap.
+    """
+    known, found = read_rows(RESULTS), []
+    for row in rows:
+        flags, seed, shots, tuned = (row[name] for name in Measurement._fields)
+        for name in ("alpha", "rsse", "rsse_ci", "mse", "mse_ci", "median", "trimmed", "capped"):
+            expected = scores(known, flags, shots, name, tuned)[row["steps"], seed]
+            if not abs(row[name] - expected) <= 0.001:
+                test = f"{flags} seed {seed}, K = {shots}, tuned {tuned}, {row['steps']} steps"
+                found.append(f"{test}: {name} is {row[name]:g}, not {expected:g}")
+    return found
 
 
-def markdown(header: list[str], *lines: list[str]) -> str:
+# Tables -------------------------------------------------------------------------------------------
+
+
+def markdown(header: Sequence[str], *lines: Sequence[str]) -> str:
     rule = ["---"] * len(header)
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 
@@ -192,212 +203,280 @@ def counted(number: int) -> str:
 
 def seeds_cell(seeds: Sequence[float]) -> str:
     """The median of the seeds with the lowest and the highest, or the number of a single one."""
-    if len(seeds) == 1:
-        return f"{seeds[0]:.2f}"
-    return f"{np.median(seeds):.2f} ({np.min(seeds):.2f} to {np.max(seeds):.2f})"
+    median, low, high = (f"{number(seeds):.2f}" for number in (np.median, np.min, np.max))
+    # A cell does not break at its blank.
+    return median if len(seeds) == 1 else f"{median}\N{NO-BREAK SPACE}({low}–{high})"
 
 
-def capped_cell(rows: list[dict], flags: str) -> str:
-    """The number of capped tasks of the worst of ten seeds, which is named if no other has any."""
-    counts = capped(rows, flags)
-    is_alone = len(counts) == 10 and np.count_nonzero(counts) == 1
-    return f"{counts.max()} (seed {counts.argmax()} only)" if is_alone else f"{counts.max()}"
+# Of results.csv: a column is a run, a line is a test.
+
+
+def scores_table(rows: list[dict], runs_by_name: dict[str, str], tests: dict[str, tuple]) -> str:
+    """The scores of these runs in these tests: K, the name of the score, and the steps."""
+    lines = []
+    for words, (shots, name, steps) in tests.items():
+        cells = [seeds_cell(scores(rows, f, shots, name)[steps]) for f in runs_by_name.values()]
+        lines.append([words, *cells])
+    return markdown(["", *runs_by_name], *lines)
 
 
 def job_table(rows: list[dict]) -> str:
     """The original's job."""
-    columns = {
-        "[the original's weights](res/README.md#the-weights-of-the-original)": ORIGINAL,
-        "[**exact gradient**](res/README.md#maml)": MAML,
-        "[first-order](res/README.md#first-order)": FOMAML,
-        "[pretrained](res/README.md#pretrained)": PRETRAINED,
-    }
-    lines = []
-    for name, unit, steps in (("rsse", "√SSE", 1), *(("mse", "MSE", n) for n in (1, 2, 5, 10))):
-        cells = [seeds_cell(scores(rows, flags, 10, name)[steps]) for flags in columns.values()]
-        lines.append([f"{unit}, {counted(steps)}", *cells])
-    return markdown(["K = 10", *columns], *lines)
-
-
-PAPER_COLUMNS = {
-    "[1 inner step](res/README.md#the-objective-of-the-paper)": PAPER,
-    "[α = 0.001](res/README.md#the-step-size-of-the-authors-code)": PAPER_SMALL,
-    "[first-order](res/README.md#first-order-with-the-objective-of-the-paper)": PAPER_FOMAML,
-    "[2 inner steps](res/README.md#two-inner-steps)": TWO_STEPS,
-    "[pretrained](res/README.md#pretrained-with-the-objective-of-the-paper)": PAPER_PRETRAINED,
-}
+    tests = {"√SSE, 1 step": (10, "rsse", 1)}
+    tests |= {f"MSE, {counted(steps)}": (10, "mse", steps) for steps in (1, 2, 5, 10)}
+    return scores_table(rows, JOB_RUNS, tests)
 
 
 def paper_table(rows: list[dict]) -> str:
     """The paper's Table 2."""
-    lines = []
-    for steps, paper in TABLE_2.items():
-        cells = [seeds_cell(scores(rows, f, 5)[steps]) for f in PAPER_COLUMNS.values()]
-        lines.append([counted(steps), f"*{paper}*", *cells])
-    return markdown(["K = 5", "*the paper*", *PAPER_COLUMNS], *lines)
+    tests = {f"{counted(n)} | *{paper}*": (5, "mse", n) for n, paper in TABLE_2.items()}
+    table = scores_table(rows, PAPER_RUNS, tests)
+    return table.replace("|  |", "| K = 5 | *the paper* |", 1).replace("| ---", "| --- | ---", 1)
 
 
 def more_table(rows: list[dict]) -> str:
-    """The same runs, also on ten and on twenty points, and by other scores than the mean."""
-    lines, names = [], {"mse": "", "trimmed": ", without the worst 1 %", "median": ", median task"}
-    for shots, (name, words), steps in itertools.product((5, 10, 20), names.items(), TABLE_2):
-        cells = [seeds_cell(scores(rows, f, shots, name)[steps]) for f in PAPER_COLUMNS.values()]
-        lines.append([f"{shots}, {steps}{words}", *cells])
-    counts = [capped_cell(rows, flags) for flags in PAPER_COLUMNS.values()]
-    header = [re.sub(r"\[(.*)\].*", r"\1", column) for column in PAPER_COLUMNS]
-    return markdown(["K, steps", *header], *lines, [f"MSE ≥ {main.CAP:g}, worst seed", *counts])
+    """The same runs on ten and on twenty points, and on five by other scores than the mean."""
+    tests = {f"K = {k}, {counted(n)}": (k, "mse", n) for k in (10, 20) for n in TABLE_2}
+    for name, words in {"trimmed": "without the worst 1 %", "median": "median task"}.items():
+        tests |= {f"K = 5, {counted(n)}, {words}": (5, name, n) for n in (5, 10)}
+    return scores_table(rows, PAPER_RUNS, tests)
 
 
 def tuned_table(rows: list[dict]) -> str:
-    """The pretrained net with other step sizes in the test."""
+    """The pretrained networks with the step size that is best on the validation tasks."""
+    lines = []
+    for flags, shots in ((PRETRAINED, 10), *((PAPER_PRETRAINED, k) for k in (5, 10, 20))):
+        cells = [
+            seeds_cell(scores(rows, flags, shots, "mse", tuned)[steps])
+            for tuned, steps in itertools.product((False, True), TABLE_2)
+        ]
+        alphas = Counter(scores(rows, flags, shots, "alpha", tuned=True)[1])
+        words = ", ".join(f"{alpha:g} ({count} ×)" for alpha, count in sorted(alphas.items()))
+        loss = "√SSE" if flags == PRETRAINED else "MSE"
+        lines.append([f"{loss}, K = {shots}", *cells, words])
+    header = [f"{words}, {counted(n)}" for words in ("α = 0.01", "tuned") for n in TABLE_2]
+    return markdown(["", *header, "tuned α"], *lines)
+
+
+def seeds_table(rows: list[dict]) -> str:
+    """One line for each seed of the default run."""
+    errors, capped = scores(rows, MAML, 10), scores(rows, MAML, 10, "capped").max(0)
     lines = [
-        [f"{alpha:g}", *(f"{scores(rows, flags, 5)[steps, 0]:.2f}" for steps in TABLE_2)]
-        for alpha, flags in TUNED.items()
+        [f"{seed}", *(f"{errors[steps, seed]:.2f}" for steps in (1, 2, 5, 10)), f"{capped[seed]:g}"]
+        for seed in SEEDS
     ]
-    return markdown(["α", *map(counted, TABLE_2)], *lines)
+    return markdown(["seed", *map(counted, (1, 2, 5, 10)), f"MSE ≥ {main.CAP:g}"], *lines)
 
 
-def seeds_table(rows: list[dict], flags: str) -> str:
-    """One line for each seed of a run, for the gallery."""
-    every_k = EXPERIMENTS[flags][1]
-    tests = list(itertools.product(every_k, (1, 2, 5, 10) if every_k == [10] else TABLE_2))
-    columns = [scores(rows, flags, shots)[steps] for shots, steps in tests]
-    lines = []
-    for seed, count in enumerate(capped(rows, flags)):
-        cells = [f"{column[seed]:.2f}" for column in columns]
-        lines.append([f"{seed}", *cells, f"{count}"])
-    header = [f"{shots}, {steps}" for shots, steps in tests]
-    return markdown(["seed; K, steps", *header, f"MSE ≥ {main.CAP:g}"], *lines)
+# Of runs.csv: a line is a group of runs, a column says something of them.
+
+Column = Callable[[list[dict]], str]
 
 
-def counts_table(rows: list[dict]) -> str:
-    """With how many of ten seeds a first-order run is ahead of the exact gradient, or fails."""
-    pairs = {ON_10: (MAML, FOMAML, 10), ON_5: (PAPER, PAPER_FOMAML, 5)}
-    lines = []
-    for label, (exact, first_order, shots) in pairs.items():
-        ratios = scores(rows, first_order, shots) / scores(rows, exact, shots)
-        ahead = [f"{np.sum(ratios[steps] < 1)} of 10" for steps in TABLE_2]
-        failed = np.flatnonzero(ratios[1] > 1.9)  # after one step
-        word = "seed" if len(failed) == 1 else "seeds"
-        lines.append([label, *ahead, f"{len(failed)} ({word} {', '.join(map(str, failed))})"])
-    header = [f"first-order ahead after {counted(steps)}" for steps in TABLE_2]
-    return markdown(["", *header, "first-order runs that fail"], *lines)
+def groups_table(groups: dict[str, list[dict]], columns: dict[str, Column]) -> str:
+    lines = ([words, *(say(rows) for say in columns.values())] for words, rows in groups.items())
+    return markdown(["", *columns], *lines)
 
 
-def references_table(rows: list[dict]) -> str:
-    """With how many of ten seeds a run is at or below a reference, both to two decimals."""
-    original = scores(rows, ORIGINAL, 10)[:, 0].round(2)
-    compared = {
-        "exact gradient, the original's weights (K = 10)": (MAML, 10, original),
-        "1 inner step, the paper (K = 5)": (PAPER, 5, TABLE_2),
-        "α = 0.001, the paper (K = 5)": (PAPER_SMALL, 5, TABLE_2),
-        "first-order, the paper (K = 5)": (PAPER_FOMAML, 5, TABLE_2),
-        "2 inner steps, the paper (K = 5)": (TWO_STEPS, 5, TABLE_2),
+def each(score: str, say: Column = seeds_cell) -> Column:
+    """What is said of one score of the runs."""
+    return lambda rows: say([row[score] for row in rows])
+
+
+def median(digits: int) -> Column:
+    return lambda seeds: f"{np.median(seeds):,.{digits}f}"
+
+
+def span(seeds: Sequence[float], digits: int = 0) -> str:
+    return f"{min(seeds):.{digits}f}–{max(seeds):.{digits}f}"
+
+
+ERRORS = {counted(n): each(f"mse_{n}") for n in (1, 2, 5, 10)}
+NUMBER = {"seeds": lambda rows: f"{len(rows)}"}
+
+
+def paper_row_table(run_rows: list[dict], kept: str) -> str:
+    """Start, step size and gradient, by the paper's Table 2."""
+    own = chosen(run_rows, q_query=10, kept=kept)
+    cells = itertools.product(runs.STARTS, (0.001, 0.01), runs.GRADIENTS)
+    groups = {
+        f"{start}, α = {alpha}, {g}": chosen(own, start=start, inner_lr=alpha, gradient=g)
+        for start, alpha, g in cells
     }
-    lines = []
-    for label, (flags, shots, reference) in compared.items():
-        ours, margin = scores(rows, flags, shots), scores(rows, flags, shots, "mse_ci")
-        cells = []
-        for steps in TABLE_2:
-            ahead = np.sum(ours[steps].round(2) <= reference[steps])
-            close = np.sum(np.abs(ours[steps] - reference[steps]) <= margin[steps])
-            cells.append(f"{ahead} of 10" + f" ({close} too close to tell)" * bool(close))
-        lines.append([label, *cells])
-    header = [f"after {counted(steps)}" for steps in TABLE_2]
-    return markdown(["seeds at or below the reference", *header], *lines)
+    columns = {counted(n): each(f"mse_{n}") for n in TABLE_2}
+    columns |= {f"draw, {counted(n)}": each(f"draw_{n}", median(2)) for n in TABLE_2}
+    near = {
+        "draws near": lambda shares: f"{100 * np.mean(shares):.0f} %",
+        "seeds with half": lambda shares: f"{np.sum(np.array(shares) >= 0.5)}",
+        "seeds with none": lambda shares: f"{np.sum(np.array(shares) == 0)}",
+    }
+    return groups_table(groups, columns | {w: each("near_paper", say) for w, say in near.items()})
 
 
-def authors_table(run_rows: list[dict]) -> str:
-    """The paper's Table 2 from the start of its authors' code."""
-    pairs = list(itertools.product((0.001, 0.01), runs.GRADIENTS))
-    own = chosen(run_rows, start="truncated normal")
-    columns = {f"α = {a}, {g}": chosen(own, inner_lr=a, gradient=g) for a, g in pairs}
-    lines = []
-    for steps, paper in TABLE_2.items():
-        cells = [seeds_cell([row[f"mse_{steps}"] for row in c]) for c in columns.values()]
-        lines.append([counted(steps), f"*{paper}*", *cells])
-    shares = [", ".join(f"{100 * row['near_paper']:.0f}" for row in c) for c in columns.values()]
-    lines.append(["draws within 10 %, by seed", "", *shares])
-    return markdown(["K = 5", "*the paper*", *columns], *lines)
+def paper_rows(run_rows: list[dict], **values: object) -> list[dict]:
+    """The best weights of runs with the paper's loss and this project's start."""
+    return chosen(run_rows, loss="mse", start="Net", q_query=15, kept="best", **values)
 
 
-def alpha_rows(run_rows: list[dict], gradient: str, alpha: float) -> list[dict]:
-    return chosen(run_rows, loss="mse", start="Net", gradient=gradient, inner_lr=alpha)
+def alpha_rows(run_rows: list[dict], alpha: float, gradient: str) -> list[dict]:
+    return paper_rows(run_rows, inner_lr=alpha, gradient=gradient, inner_steps=1)
 
 
 def alpha_table(run_rows: list[dict]) -> str:
     """What the exact gradient and first order reach with each α, and the loss around θ."""
+    cells = itertools.product(runs.ALPHAS, runs.GRADIENTS)
+    groups = {f"{alpha:g}, {g}": alpha_rows(run_rows, alpha, g) for alpha, g in cells}
+    columns = {
+        "1 step": each("mse_1"),
+        "10 steps": each("mse_10"),
+        "median task": each("median_10", median(2)),
+        f"MSE ≥ {main.CAP:g}": each("capped_10", span),
+        "norm of the gradient": each("gradient_norm", median(1)),
+        "λ": each("curvature", median(0)),
+        "α λ": lambda rows: median(1)([row["inner_lr"] * row["curvature"] for row in rows]),
+    }
+    return groups_table(groups, NUMBER | columns)
+
+
+def pairs_table(run_rows: list[dict]) -> str:
+    """How often first order has the higher error, of pairs with the same seed and α."""
     lines = []
-    for alpha, gradient in itertools.product(runs.ALPHAS, runs.GRADIENTS):
-        rows = alpha_rows(run_rows, gradient, alpha)
-        norm = np.median([row["gradient_norm"] for row in rows])
-        curvature = np.median([row["curvature"] for row in rows])
-        cells = [seeds_cell([row[name] for row in rows]) for name in ("mse_1", "mse_10")]
-        cells += [f"{norm:.1f}", f"{curvature:,.0f}", f"{alpha * curvature:.1f}"]
-        lines.append([f"{alpha:g}, {gradient}", *cells])
-    header = ["MSE after 1 step", "after 10 steps", "norm of the gradient", "λ", "α λ"]
-    return markdown(["α", *header], *lines)
+    for steps in (1, 10):
+        cells = []
+        for alpha in runs.ALPHAS:
+            pair = (alpha_rows(run_rows, alpha, gradient) for gradient in runs.GRADIENTS)
+            exact, first_order = ([row[f"mse_{steps}"] for row in rows] for rows in pair)
+            cells.append(f"{np.sum(np.less(exact, first_order))} of {len(exact)}")
+        lines.append([f"after {counted(steps)}", *cells])
+    return markdown(["first-order is higher", *(f"α = {alpha:g}" for alpha in runs.ALPHAS)], *lines)
 
 
-def wilson(count: int, of: int) -> tuple[float, float]:
+def inner_steps_table(run_rows: list[dict]) -> str:
+    pairs = ((1, 0.001), (2, 0.001), (1, 0.01), (2, 0.01), (3, 0.01), (5, 0.01))
+    exact = paper_rows(run_rows, gradient="exact")
+    groups = {
+        f"{counted(steps)}, α = {alpha}": chosen(exact, inner_lr=alpha, inner_steps=steps)
+        for steps, alpha in pairs
+    }
+    groups = {words: rows for words, rows in groups.items() if rows}
+    return groups_table(groups, NUMBER | ERRORS)
+
+
+def equal_time_table(run_rows: list[dict]) -> str:
+    """First order for as long as the exact gradient takes."""
+    longer = chosen(run_rows, epochs=104_000)
+    groups = {
+        "exact": chosen(run_rows, loss="rsse", gradient="exact", weights="included"),
+        "first-order": chosen(longer, kept=runs.EARLIER),
+        "first-order, 104,000 iterations": chosen(longer, kept=runs.BEST),
+    }
+    return groups_table(groups, NUMBER | ERRORS | {"stuck": lambda rows: stuck(rows, run_rows)})
+
+
+def is_stuck(row: dict, run_rows: list[dict]) -> bool:
+    """Whether the validation loss of a run is far above the median of the exact ones like it."""
+    alike = {name: row[name] for name in ("loss", "q_query", "start", "inner_lr", "inner_steps")}
+    exact = measured(chosen(run_rows, gradient="exact", kept="best", **alike))
+    limit = (1.2 if row["loss"] == "rsse" else 1.5) * np.median(
+        [r["validation_loss"] for r in exact]
+    )
+    return row["validation_loss"] > limit
+
+
+def measured(run_rows: list[dict], yes: bool = True) -> list[dict]:
+    """The runs that were measured, or those that were only validated."""
+    return [row for row in run_rows if math.isnan(row["mse_1"]) != yes]
+
+
+def stuck(rows: list[dict], run_rows: list[dict]) -> str:
+    """How many runs are stuck, and which seeds."""
+    seeds = [f"{row['weights_seed']:g}" for row in rows if is_stuck(row, run_rows)]
+    return f"{len(seeds)} of {len(rows)}" + f" (seeds {', '.join(seeds)})" * bool(seeds)
+
+
+def settings_table(run_rows: list[dict]) -> str:
+    """The runs that get stuck, by their settings; weights and tasks of the same seed."""
+    best = measured(chosen(run_rows, kept="best", epochs=runs.EPOCHS))
+    words, groups = "{loss}, {start}, Q = {q_query:g}, α = {inner_lr:g}, {inner_steps:g}", {}
+    for row in best:
+        groups.setdefault(words.format(**row), []).append(row)
+    columns = {g: lambda rows, g=g: stuck(chosen(rows, gradient=g), best) for g in runs.GRADIENTS}
+    return groups_table(groups, columns)
+
+
+def wilson(count: int, of: int) -> str:
     """The 95 % confidence interval of a rate (Wilson, 1927)."""
     rate, z = count / of, 1.96
     middle = rate + z**2 / (2 * of)
     half = z * np.sqrt(rate * (1 - rate) / of + (z / (2 * of)) ** 2)
-    return (middle - half) / (1 + z**2 / of), (middle + half) / (1 + z**2 / of)
+    return span([100 * (middle + sign * half) / (1 + z**2 / of) for sign in (-1, 1)]) + " %"
+
+
+def fisher(one: int, other: int, of: int) -> float:
+    """Fisher's exact test, two-sided: the p-value of two counts of so many each."""
+    total = one + other
+    ways = [math.comb(of, k) * math.comb(of, total - k) for k in range(total + 1)]
+    return sum(way for way in ways if way <= ways[one]) / math.comb(2 * of, total)
 
 
 def fifty_table(run_rows: list[dict]) -> str:
     """How many of the seeds 0 to 49 get stuck."""
-    lines = []
-    for gradient in runs.GRADIENTS:
-        default = chosen(run_rows, loss="rsse", gradient=gradient)
-        losses = {r["weights_seed"]: r["validation_loss"] for r in default if r["mse_1"] > 0}
-        seeds = [f"{seed:g}" for seed, loss in losses.items() if loss > STUCK]
-        low, high = wilson(len(seeds), len(losses))
-        interval = f"{100 * low:.0f} to {100 * high:.0f} %"
-        lines.append([gradient, f"{len(seeds)} of {len(losses)}", interval, ", ".join(seeds)])
-    header = ["stuck", "95 % confidence interval", "seeds"]
-    return markdown(["", *header], *lines)
+    default = measured(chosen(run_rows, loss="rsse", epochs=runs.EPOCHS, kept="best"))
+    pair = {gradient: chosen(default, gradient=gradient) for gradient in runs.GRADIENTS}
+    counts = [sum(is_stuck(row, run_rows) for row in rows) for rows in pair.values()]
+    lines = [
+        [gradient, stuck(rows, run_rows), wilson(count, len(rows))]
+        for (gradient, rows), count in zip(pair.items(), counts, strict=True)
+    ]
+    p = ["Fisher's exact test", f"p = {fisher(*counts, 50):.2g}", ""]
+    return markdown(["", "stuck", "95 % confidence interval"], *lines, p)
 
 
 def stuck_table(run_rows: list[dict]) -> str:
     """How many runs get stuck, of ten from the same initial weights on other training tasks."""
     lines = []
     for seed in (0, 5, 7):
-        cells = []
+        cells, counts = [], []
         for gradient in runs.GRADIENTS:
-            rows = chosen(run_rows, loss="rsse", gradient=gradient, weights_seed=float(seed))
-            losses = np.array([r["validation_loss"] for r in rows if r["weights"] == "compiled"])
-            span = f"{losses.min():.2f} to {losses.max():.2f}"
-            cells.append(f"{np.sum(losses > STUCK)} of {len(losses)} ({span})")
-        lines.append([f"seed {seed}", *cells])
-    return markdown(["initial weights", "exact gradient", "first-order"], *lines)
+            own = chosen(run_rows, loss="rsse", gradient=gradient, weights_seed=seed)
+            own = measured(own, False)
+            counts.append(sum(is_stuck(row, run_rows) for row in own))
+            losses = span([row["validation_loss"] for row in own], 2)
+            cells.append(f"{counts[-1]} of {len(own)}\N{NO-BREAK SPACE}({losses})")
+        lines.append([f"seed {seed}", *cells, f"{fisher(*counts, 10):.1g}"])
+    return markdown(["initial weights", *runs.GRADIENTS, "p"], *lines)
 
 
 def blocks(rows: list[dict], run_rows: list[dict]) -> dict[str, str]:
     """What stands between the comment lines of the pages, by the name in these lines."""
-    tables = {
+    return {
         "the original's experiment": job_table(rows),
         "the paper": paper_table(rows),
         "more of the paper": more_table(rows),
         "pretrained, tuned": tuned_table(rows),
-        "counts of seeds": counts_table(rows),
-        "ahead of the references": references_table(rows),
-        "the authors' start": authors_table(run_rows),
+        "the paper's row, last weights": paper_row_table(run_rows, runs.LAST),
+        "the paper's row, best weights": paper_row_table(run_rows, runs.BEST),
         "alpha": alpha_table(run_rows),
+        "pairs": pairs_table(run_rows),
+        "inner steps": inner_steps_table(run_rows),
+        "equal time": equal_time_table(run_rows),
         "fifty seeds": fifty_table(run_rows),
         "stuck runs": stuck_table(run_rows),
+        "stuck by setting": settings_table(run_rows),
+        "seeds of maml": seeds_table(rows),
     }
-    seeds = {"maml": MAML, "first-order": FOMAML, "paper": PAPER, "paper, small step": PAPER_SMALL}
-    seeds |= {"paper, first-order": PAPER_FOMAML, "paper, two steps": TWO_STEPS}
-    return tables | {f"seeds of {name}": seeds_table(rows, seeds[name]) for name in seeds}
 
 
-def filled(page: str, tables: dict[str, str]) -> str:
-    """A page with these tables between its comment lines."""
+def fill(tables: dict[str, str], script: str) -> None:
+    """Put these tables, made by a script, between the comment lines of the pages."""
+    for page in PAGES:
+        text = filled(page.read_text(encoding="utf-8"), tables, script)
+        main.write(page, lambda file, text=text: file.write(text.encode()))
+
+
+def filled(page: str, tables: dict[str, str], script: str) -> str:
     for name, table in tables.items():
-        begin, end = f"<!-- {name}: made by res/results.py -->", "<!-- end -->"
+        begin, end = f"<!-- {name}: made by res/{script} -->", "<!-- end -->"
         pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
         page = re.sub(pattern, f"{begin}\n{table}\n{end}", page, flags=re.DOTALL)
     return page
@@ -408,30 +487,26 @@ def filled(page: str, tables: dict[str, str]) -> str:
 
 def draw_seeds(path: Path, rows: list[dict]) -> None:
     """MSE after 10 steps of every seed of the runs that have ten: means and median tasks."""
-    sse_runs = {"exact": MAML, "first-order": FOMAML}
-    mse_runs = {"exact": PAPER, "α = 0.001": PAPER_SMALL, "first-order": PAPER_FOMAML}
-    mse_runs["2 inner steps"] = TWO_STEPS
     figure = Figure(figsize=(8.3, 4.4), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True, width_ratios=[1, 2])
-    groups = (ON_10, 10, sse_runs), (ON_5, 5, mse_runs)
-    for axes, (title, shots, group) in zip(panels, groups, strict=True):
-        for place, flags in enumerate(group.values()):
-            color = COLORS["first-order" if "--first_order" in flags else "exact"]
+    job = {name: flags for name, flags in JOB_RUNS.items() if flags in (MAML, FOMAML)}
+    paper = {name: flags for name, flags in PAPER_RUNS.items() if flags != PAPER_PRETRAINED}
+    titles = ("trained with √SSE, tested on 10 points", "trained with MSE, tested on 5 points")
+    for axes, title, shots, group in zip(panels, titles, (10, 5), (job, paper), strict=True):
+        for place, (name, flags) in enumerate(group.items()):
             x = [place + (seed - 4.5) / 15 for seed in SEEDS]
-            means, tasks = (scores(rows, flags, shots, name)[10] for name in ("mse", "median"))
-            axes.semilogy(x, means, "o", color=color, alpha=0.7, markersize=5)
+            means, tasks = (scores(rows, flags, shots, score)[10] for score in ("mse", "median"))
+            axes.semilogy(x, means, "o", color=COLORS[name], alpha=0.8, markersize=5)
             axes.plot([place - 0.4, place + 0.4], [np.median(means)] * 2, "k", linewidth=1)
             axes.plot(x, tasks, "o", color="gray", markersize=3.5, fillstyle="none")
-        if shots == 5:
-            axes.axhline(TABLE_2[10], color="r", linestyle="--", linewidth=1)
-        axes.set_xticks(range(len(group)), group)
+        axes.set_xticks(range(len(group)), [name.replace(", ", ",\n") for name in group])
         axes.set_title(title, fontsize="medium")
+    panels[1].axhline(TABLE_2[10], color="k", linestyle="--", linewidth=1)
     panels[0].set_ylabel("MSE after 10 steps")
     label_decades(panels)
-    exact, first_order = panels[0].lines[0], panels[0].lines[3]
-    handles = [exact, first_order, panels[0].lines[1], panels[0].lines[2], panels[1].lines[-1]]
-    meanings = ["one seed, exact: mean of the tasks", "one seed, first-order: mean of the tasks"]
-    meanings += ["median of these ten means", "one seed: median task", "the paper's mean, K = 5"]
+    handles = [*panels[0].lines[:3], panels[1].lines[-1]]
+    meanings = ["one seed: mean of the tasks", "median of these ten means"]
+    meanings += ["one seed: median task", "the paper's mean, K = 5"]
     figure.legend(handles, meanings, loc="outside lower center", ncols=2)
     main.write(path, figure.savefig)
 
@@ -445,17 +520,15 @@ def label_decades(panels: Sequence[Axes]) -> None:
 
 
 def draw_alpha(path: Path, run_rows: list[dict]) -> None:
-    """MSE after one step against the step size, with either gradient: five seeds and medians."""
+    """MSE after one step against the step size, with either gradient: seeds and medians."""
     axes = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained").subplots()
     for gradient in runs.GRADIENTS:
-        rows = [row for alpha in runs.ALPHAS for row in alpha_rows(run_rows, gradient, alpha)]
-        every, color = [row["inner_lr"] for row in rows], COLORS[gradient]
-        axes.loglog(every, [row["mse_1"] for row in rows], "o", color=color, alpha=0.5)
-        medians = [
-            np.median([row["mse_1"] for row in rows if row["inner_lr"] == alpha])
-            for alpha in runs.ALPHAS
-        ]
-        axes.plot(runs.ALPHAS, medians, color=color, label=f"{gradient}: median and five seeds")
+        medians, color = [], COLORS[gradient]
+        for alpha in runs.ALPHAS:
+            errors = [row["mse_1"] for row in alpha_rows(run_rows, alpha, gradient)]
+            axes.loglog([alpha] * len(errors), errors, "o", color=color, alpha=0.5)
+            medians.append(np.median(errors))
+        axes.plot(runs.ALPHAS, medians, color=color, label=f"{gradient}: median and every seed")
     axes.set(xlabel="step size α, in training and in the test", ylabel="MSE after one step")
     axes.set_title("The paper's loss, 25 tasks in a meta-batch, K = 10", fontsize="medium")
     axes.set_xticks(runs.ALPHAS, [f"{alpha:g}" for alpha in runs.ALPHAS])
@@ -465,46 +538,7 @@ def draw_alpha(path: Path, run_rows: list[dict]) -> None:
     main.write(path, axes.figure.savefig)
 
 
-def draw_plateau(path: Path, rows: list[dict]) -> None:
-    """The two failed first-order runs, continued first-order and with the exact gradient."""
-    axes = Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained").subplots()
-    for seed, gradient in itertools.product((5, 7), GRADIENTS):
-        run = chosen(rows, seed=seed, gradient=gradient)
-        marker = "o" if seed == 5 else "s"
-        x, y = zip(*((row["iteration"], row["query_loss"]) for row in run), strict=True)
-        axes.plot(x, y, marker=marker, color=COLORS[gradient], label=f"seed {seed}, {gradient}")
-    axes.axhline(2.9, color="k", linestyle="--", linewidth=1, label="end of a good run")
-    axes.set_title("Two first-order runs that stand still, continued", fontsize="medium")
-    axes.set(xlabel="more iterations", ylabel="query loss (√SSE), means of 500")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(alpha=0.3)
-    axes.figure.legend(loc="outside lower center", ncols=2)
-    main.write(path, axes.figure.savefig)
-
-
 # The command --------------------------------------------------------------------------------------
-
-
-def differences(rows: list[dict]) -> list[str]:
-    """Where these measurements are not those of results.csv.
-
-    Another processor rounds otherwise. It may move a score by 0.0075, and up to two tasks to the
-    cap or below it, each of which moves a mean of MSEs by 0.01. Where hundreds of tasks run away,
-    as with too large a step size, there is nothing to compare.
-    """
-    known = read_rows(RESULTS)
-    found = []
-    for row in rows:
-        flags, seed, shots, steps = test = list(row.values())[:4]
-        away = scores(known, flags, shots, "capped")[:, seed].max()
-        if away > 100:
-            continue
-        margin = 0.0275 if away else 0.0075
-        for name in ("rsse", "rsse_ci", "mse", "mse_ci", "median", "trimmed", "capped"):
-            expected = scores(known, flags, shots, name)[steps, seed]
-            if abs(row[name] - expected) > (2 if name == "capped" else margin):
-                found.append(f"{test}: {name} is {row[name]:g}, not {expected:g}")
-    return found
 
 
 def command() -> None:
@@ -512,30 +546,27 @@ def command() -> None:
     parser.add_argument("--write", action="store_true", help="put all into res/ and the pages")
     parser.add_argument("--check", action="store_true", help="only compare with res/results.csv")
     args = parser.parse_args()
-    matplotlib.rcdefaults()  # pictures are the same, whatever the user's settings
-    matplotlib.rcParams["text.parse_math"] = False
     todo = measurements()
-    with ProcessPoolExecutor() as pool:
-        measured = tqdm(pool.map(measure, todo), total=len(todo))
+    with Pool(os.cpu_count(), runs.ignore_interrupts) as pool:
+        measured = tqdm(pool.imap(measure, todo), total=len(todo))
         rows = list(itertools.chain.from_iterable(measured))
     if args.check:
         sys.exit("\n".join(differences(rows)) or None)
 
-    plateau = measure_plateau()
     run_rows = read_rows(runs.CSV)
     tables = blocks(rows, run_rows)
+    if args.write:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()  # pictures are the same, whatever the user's settings
+            draw_seeds(ROOT / "res/seeds.png", rows)
+            draw_alpha(ROOT / "res/alpha.png", run_rows)
+        write_rows(RESULTS, rows)
+        fill(tables, "results.py")
     for name, table in tables.items():
         print(f"\n{name}\n{table}")
-    if args.write:
-        write_rows(RESULTS, rows)
-        write_rows(PLATEAU, plateau)
-        draw_seeds(ROOT / "res/seeds.png", rows)
-        draw_alpha(ROOT / "res/alpha.png", run_rows)
-        draw_plateau(ROOT / "res/plateau.png", plateau)
-        for page in PAGES:
-            text = filled(page.read_text(encoding="utf-8"), tables)
-            page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has Greek letters
     command()

@@ -210,9 +210,9 @@ def test_weights_are_called_what_they_are_known_to_be(tmp_path, monkeypatch):
     """Of a file of the user's nothing is known but its name."""
     monkeypatch.chdir(tmp_path)
     labels = {
-        "--inner_steps 0": ["pretrained on all tasks"],
-        "--epochs 70000": ["MAML", "pretrained on all tasks"],
-        "--first_order": ["FOMAML", "pretrained on all tasks"],
+        "--inner_steps 0": ["pretrained"],
+        "--epochs 70000": ["MAML", "pretrained"],
+        "--first_order": ["first-order", "pretrained"],
         "--seed 1 --weights √$^$.pt": [r"'\u221a$^$.pt'"],
         "--name anil --first_order": ["anil"],  # the baseline has another name
     }
