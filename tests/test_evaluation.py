@@ -150,7 +150,7 @@ def test_what_is_measured_is_the_inner_loop_that_is_trained():
     """After any number of steps, also if its steps depend on those before."""
     meta, tasks, same = Momentum(Net()), Sinusoid(10, 0, 3), Sinusoid(10, 0, 3)
     k_x, k_y, _, _ = tasks.batch(range(3))
-    errors = main.predictions(meta, k_x, k_y) - tasks.target(range(3), main.GRID)
+    errors = main.predictions(meta, k_x, k_y, 10) - tasks.target(range(3), main.GRID)
     torch.testing.assert_close(errors.square().sum((2, 3)), squared_errors(meta, same))
 
 
