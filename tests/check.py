@@ -7,26 +7,27 @@ check.npz, in float64: w_1 (40, 1), b_1 (40,), w_2 (40, 40), b_2 (40,), w_3 (1, 
 the network relu(relu(x w_1ᵀ + b_1) w_2ᵀ + b_2) w_3ᵀ + b_3; support points k_x, k_y (10, 10, 1) and
 query points q_x, q_y (10, 15, 1). yours.npz, in float64 or float32, what you have of these:
 
-    support_losses (10,)                        of every task, at θ
-    fast_w_1 (10, 40, 1), … fast_b_3 (10, 1)    the fast weights of every task
+    fast_w_1 (10, 40, 1), … fast_b_3 (10, 1)    the fast weights of every task, θ'
     query_losses (10,)                          of every task, at its fast weights
-    w_1 (40, 1), … b_3 (1,)                     the meta-gradient
+    w_1 (40, 1), … b_3 (1,)                     the meta-gradient, a sum over tasks
 
 The flags say what they should be. The exit code is 0 if they are that, 1 if they are not, and 2 if
 the file can't be used. From Python: `check(arrays)`.
 
-There is no list of wrong numbers. Every way to compute something that is known here is computed,
-and least squares take your numbers apart into its parts. What they leave of your numbers stands in
-brackets. A line takes what the lines before it found for granted, so it has its own fault only.
+For each of the three there is a list of ways to compute it, the expected one first. A way is a sum
+of parts, and least squares say how often each of them is in your numbers. The first way that leaves
+no more than rounding is what you compute. Each line takes what the lines above it say for granted,
+so it has its own fault only.
 """
 
 import argparse
-import functools
+import difflib
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import product
+from functools import cache, partial
+from itertools import islice, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,26 +36,22 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 from torch import Tensor, relu, sigmoid, tanh
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import huber_loss, leaky_relu
 
-import main
 from data import Sinusoid
 from net import Net, linear, mse, rsse
 
 TASKS = 10
-KNOWN = 1e-4  # a way that leaves less of your numbers is what you compute
-EXACT = 1e-10  # a way that leaves less needs no comparison with less simple ones
-NEAR = 0.05  # a way that leaves more is not worth a word
+CLOSE = 0.01  # what is off by less may be as expected, in a lower precision
 SUPPORT, QUERY, ALL = "the support points", "the query points", "all points"
 SAME = torch.nn.Identity()
 SHAPES = {"w_1": (40, 1), "b_1": (40,), "w_2": (40, 40), "b_2": (40,), "w_3": (1, 40), "b_3": (1,)}
 
 
-# Weights, networks and losses ---------------------------------------------------------------------
+# Weights, networks and losses. All weights are one tensor, (tasks, weights) or (weights,) ---------
 
 
 def joined(arrays: Mapping[str, Tensor], prefix: str = "") -> Tensor:
-    """All weights in one dimension, the last. Here, weights are a tensor of this kind."""
     parts = [arrays[f"{prefix}{name}"].flatten(-len(shape)) for name, shape in SHAPES.items()]
     return torch.cat(parts, dim=-1)
 
@@ -70,13 +67,12 @@ def turned(weights: Tensor) -> Tensor:
     return joined({**arrays, "w_2": arrays["w_2"].mT})
 
 
-def mask(*names: str) -> Tensor:
+def mask(names: Iterable[str]) -> Tensor:
     """1 for the weights of these arrays, and 0 for the others."""
-    return joined({name: torch.full(SHAPES[name], float(name in names)) for name in SHAPES})
+    return joined({n: torch.from_numpy(np.full(SHAPES[n], n in names, float)) for n in SHAPES})
 
 
 def mlp(weights: Tensor, x: Tensor, first=relu, second=relu, last=SAME) -> Tensor:
-    """The network with these functions after its layers."""
     w = by_name(weights)
     h = first(linear(x, w["w_1"], w["b_1"]))
     h = second(linear(h, w["w_2"], w["b_2"]))
@@ -91,361 +87,468 @@ NETWORKS = {
     ", with tanh for ReLU": partial(mlp, first=tanh, second=tanh),
     ", with sigmoid for ReLU": partial(mlp, first=sigmoid, second=sigmoid),
     ", with leaky ReLU": partial(mlp, first=leaky_relu, second=leaky_relu),
-    ", without biases": lambda weights, x: mlp(weights * mask("w_1", "w_2", "w_3"), x),
+    ", without biases": lambda weights, x: mlp(weights * mask(["w_1", "w_2", "w_3"]), x),
 }
 
 
-def broadcast(loss: Callable) -> Callable:
+def broadcast(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of someone whose y has lost its last dimension: (N, 1) − (N,) is (N, N)."""
-    return lambda pred, y: loss(pred - y.mT, torch.zeros(1))
+    return lambda pred, y: loss(pred - y.mT, torch.zeros_like(y.mT))
 
 
 BY_FLAG = {"rsse": "√SSE", "mse": "MSE"}
-USUAL = {"√SSE": rsse, "MSE": mse, "MAE": lambda pred, y: (pred - y).abs().mean((1, 2))}
-LOSSES = USUAL | {f"{name} (y is (N,) and broadcasts)": broadcast(USUAL[name]) for name in USUAL}
+BASIC = {
+    "√SSE": rsse,
+    "MSE": mse,
+    "MAE": lambda pred, y: (pred - y).abs().mean((1, 2)),
+    "Huber": lambda pred, y: huber_loss(pred, y, reduction="none").mean((1, 2)),
+}
+LOSSES = BASIC | {
+    "√MSE": lambda pred, y: mse(pred, y).sqrt(),
+    "SSE": lambda pred, y: mse(pred, y) * y.shape[1],
+    "½ MSE": lambda pred, y: mse(pred, y) / 2,
+    "½ SSE": lambda pred, y: mse(pred, y) * y.shape[1] / 2,
+    "the sum of absolute errors": lambda pred, y: (pred - y).abs().sum((1, 2)),
+    "the sum of Huber losses": lambda pred, y: huber_loss(pred, y, reduction="none").sum((1, 2)),
+    "√SSE (y is (N,) and broadcasts)": broadcast(rsse),
+    "MSE (y is (N,) and broadcasts)": broadcast(mse),
+}
 
 
-class Problem:
-    """The weights and the meta-batch of check.npz, with one of the networks."""
+class Given(NamedTuple):
+    arrays: dict[str, np.ndarray]  # of check.npz
+    start: Tensor  # θ, once for every task
+    points: dict[str, tuple[Tensor, Tensor]]  # x and y
 
-    def __init__(self, network: str) -> None:
-        self.predict = NETWORKS[network]
-        torch.manual_seed(0)
+
+@cache
+def given() -> Given:
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(0)  # the default run's
         net = Net()
-        self.parameters, self.theta = net.Param, net.expand(TASKS)
-        self.start = joined(self.theta).detach().requires_grad_()  # θ, once for every task
-        self.batch = k_x, k_y, q_x, q_y = Sinusoid(10).batch(range(TASKS))
-        self.points = {
-            SUPPORT: (k_x, k_y),
-            QUERY: (q_x, q_y),
-            ALL: (torch.cat((k_x, q_x), 1), torch.cat((k_y, q_y), 1)),
-            "the first half of the support points": (k_x[:, :5], k_y[:, :5]),
-            "the second half of the support points": (k_x[:, 5:], k_y[:, 5:]),
-            "the first half of the query points": (q_x[:, :7], q_y[:, :7]),
-            "the second half of the query points": (q_x[:, 7:], q_y[:, 7:]),
-            "the first ten query points": (q_x[:, :10], q_y[:, :10]),
-        }
-
-    def losses(self, loss: str, points: str, weights: Tensor) -> Tensor:
-        """(tasks,)"""
-        x, y = self.points[points]
-        return LOSSES[loss](self.predict(weights, x), y)
-
-    def moves(self, loss: str, points: str, alpha: float, most: int) -> Iterator[Tensor]:
-        """θ' − θ after each of these steps, with the graph that leads back to θ."""
-        fast = self.start
-        for _ in range(most):
-            fast = step(fast, self.losses(loss, points, fast), alpha)
-            yield fast - self.start
-
-    @functools.cached_property
-    def descents(self) -> dict[tuple[str, str], Tensor]:
-        """−∇L(θ), by loss and points."""
-        return {pair: next(self.moves(*pair, 1.0, 1)) for pair in product(LOSSES, self.points)}
-
-    def names(self, loss: str, points: str) -> dict[str, float]:
-        """What has a name and is a number times this loss, with that number."""
-        n = self.points[points][0].shape[1]
-        others = {
-            "√SSE": {"√MSE": n**-0.5},
-            "MSE": {"SSE": n, "½ MSE": 1 / 2, "½ SSE": n / 2},
-            "MAE": {"the sum of absolute errors": n},
-        }
-        return {loss: 1.0, **others.get(loss, {})}
-
-    def named(self, loss: str, points: str, times: float) -> str:
-        """So many times the loss, by its name."""
-        found = [name for name, number in self.names(loss, points).items() if near(times, number)]
-        return f"{found[0] if found else f'{times:.4g} × {loss}'} on {points}"
+    k_x, k_y, q_x, q_y = Sinusoid(10).batch(range(TASKS))
+    both = torch.cat((k_x, q_x), dim=1), torch.cat((k_y, q_y), dim=1)
+    points = {SUPPORT: (k_x, k_y), QUERY: (q_x, q_y), ALL: both}
+    tensors = net.state_dict() | {"k_x": k_x, "k_y": k_y, "q_x": q_x, "q_y": q_y}
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return Given(arrays, joined(net.expand(TASKS)).detach().requires_grad_(), points)
 
 
-problem = functools.cache(Problem)  # what is the same for all is computed once
+# The inner loop -----------------------------------------------------------------------------------
+
+Update = Callable[[Sequence[Tensor]], Tensor]  # of the gradients so far: α times it is subtracted
 
 
-def step(weights: Tensor, losses: Tensor, alpha: float) -> Tensor:
-    (gradient,) = torch.autograd.grad(losses.sum(), weights, create_graph=True)
-    return weights - alpha * gradient
+def plain(gradients: Sequence[Tensor]) -> Tensor:
+    return gradients[-1]
 
 
-# Least squares ------------------------------------------------------------------------------------
+def constant_in(steps: Sequence[int]) -> Update:
+    """In these steps, the gradient is a constant: they are first-order."""
+    return lambda gradients: gradients[-1].detach() if len(gradients) in steps else gradients[-1]
 
 
-class Way(NamedTuple):
-    """A way to compute numbers: a sum of parts. The words have a place for how often each is in it.
-
-    Where the words are not so simple, details are what they are made of.
-    """
-
-    words: str
-    parts: Sequence[Tensor]
-    details: tuple = ()
-
-    def only(self, mask: Tensor) -> "Way":
-        return self._replace(parts=[part * mask for part in self.parts])
+def momentum(gradients: Sequence[Tensor]) -> Tensor:
+    return sum(0.9**age * g for age, g in enumerate(reversed(gradients)))
 
 
-class Fit(NamedTuple):
-    """A way, how often each of its parts is in the numbers, and what is left of them, relative."""
-
-    way: Way
-    times: list[float]
-    left: float
-    known: bool
-
-    def say(self, words: str | None = None) -> str:
-        words = words or self.way.words.format(*self.times)
-        if not self.known:
-            words = f"unknown; {f'nearest: {words}' if self.left < NEAR else 'nothing is near'}"
-        return f"{words} (left: {self.left:.0e})"
+def momentum_over_tasks(gradients: Sequence[Tensor]) -> Tensor:
+    weight = torch.from_numpy(0.9 ** np.arange(TASKS))[:, None]
+    return (gradients[-1] / weight).cumsum(0) * weight
 
 
-def fit(yours: Tensor, ways: Iterable[Way], tolerance: float = KNOWN) -> Fit:
-    """The first way that is exact, or else is known, or else the nearest one of few parts."""
-    y, known, nearest = yours.flatten(), None, None
-    for way in ways:
-        x = torch.stack([part.detach().flatten() for part in way.parts], dim=1)
-        size = x.norm(dim=0).clamp(min=1e-300)
-        if not size.isfinite().all():
-            continue
-        times = torch.from_numpy(np.linalg.lstsq((x / size).numpy(), y.numpy())[0])
-        times = torch.where(times.abs() < 1e-6 * y.norm(), 0, times) / size  # no rounding errors
-        left = ((y - x @ times).norm() / y.norm().clamp(min=1e-300)).item()
-        found = Fit(way, times.tolist(), left, left < tolerance)
-        if left < EXACT:
-            return found
-        if found.known and known is None:
-            known = found
-        if nearest is None or left < nearest.left and len(times) <= 3:
-            nearest = found
-    if nearest is None:
-        raise ValueError("numbers as large as these can't be checked")
-    return known or nearest
+def adam(gradients: Sequence[Tensor]) -> Tensor:
+    m = v = 0.0
+    for g in gradients:
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+    m, v = m / (1 - 0.9 ** len(gradients)), v / (1 - 0.999 ** len(gradients))
+    return m / ((v + 1e-30).sqrt() + 1e-8)  # the root has no derivative at 0
 
 
-def place(yours: Mapping[str, Tensor], exact: Mapping[str, Tensor], tasks: int) -> str:
-    """Where to look: the arrays and tasks that are not the exact ones, their size and direction."""
-    wrong = {}
-    for name, array in yours.items():
-        errors = (array - exact[name]).reshape(tasks, -1).norm(dim=1)
-        wrong[name] = errors > KNOWN / TASKS * exact[name].norm()
-    words = f"not as expected: {', '.join(name for name in wrong if wrong[name].any())}"
-    if tasks > 1:
-        words += f" of tasks {listed(torch.stack(list(wrong.values())).any(0))}"
-    a, b = (torch.cat([part[name].detach().flatten() for name in yours]) for part in (yours, exact))
-    ratio, cosine = a.norm() / b.norm(), a @ b / a.norm() / b.norm()
-    return f"{words}; {ratio:.4g} times as large, cosine {cosine:.4f}"
+def to_norm(limit: float | Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    return gradients[-1] * (limit / gradients[-1].norm(dim=1, keepdim=True)).clamp(max=1)
 
 
-def listed(tasks: Tensor) -> str:
-    return ", ".join(map(str, tasks.nonzero().flatten().tolist()))
-
-
-def near(number: float, other: float) -> bool:
-    return math.isclose(number, other, rel_tol=1e-3)
-
-
-def say_times(times: float, words: str) -> str:
-    return words if near(times, 1) else f"{times:.4g} × {words}"
-
-
-# The step -----------------------------------------------------------------------------------------
-
-
-class Settings(NamedTuple):
-    """Of MAML: what the numbers should be, or what they are."""
-
-    loss: str
-    inner_lr: float
-    inner_steps: int
-    first_order: bool = False
-
-    @property
-    def steps(self) -> str:
-        return "one step" if self.inner_steps == 1 else f"{self.inner_steps} steps"
-
-    def __str__(self) -> str:
-        method = "first-order MAML" if self.first_order else "MAML"
-        return f"{method} with {self.loss}, {self.steps} and α = {self.inner_lr:.4g}"
-
-    def same_step(self, other: "Settings") -> bool:
-        same = (self.loss, self.inner_steps) == (other.loss, other.inner_steps)
-        return same and near(self.inner_lr, other.inner_lr)
-
-
-def ways_to_step(p: Problem, expected: Settings) -> Iterator[Way]:
-    """θ' − θ. Details, if each task takes steps from θ: loss, points, α and number of steps."""
-    if expected.inner_steps > 1:
-        setting = expected.loss, SUPPORT, expected.inner_lr
-        for number, moved in enumerate(p.moves(*setting, expected.inner_steps + 1), start=1):
-            yield Way("", [moved], (*setting, number))
-    for (loss, points), descent in p.descents.items():
-        yield Way("", [descent], (loss, points, 1.0, 1))
-    alphas = dict.fromkeys((expected.inner_lr, 0.01, 0.001, 0.1))
-    for loss, points in product(USUAL, (SUPPORT, QUERY, ALL)):
-        numbers = p.names(loss, points).values()
-        for alpha in dict.fromkeys(a * number for a, number in product(alphas, numbers)):
-            for number, moved in enumerate(p.moves(loss, points, alpha, 10), start=1):
-                yield Way("", [moved], (loss, points, alpha, number))
-    for (loss, points), descent in p.descents.items():
-        for words, part in variants(descent).items():
-            yield Way(f"{words}, {loss} on {points}, times {{:.4g}}", [part])
-        words = f"one step, {loss} on {points}, α = {{:.4g}}, with weight decay, α λ = {{:.4g}}"
-        yield Way(words, [descent, -p.start])
-    for loss, points, alpha in product(USUAL, (SUPPORT, QUERY), alphas):
-        words = f"one step from where the task before ended, {loss} on {points}, α = {alpha:g}"
-        yield Way(words, [one_after_another(p, loss, points, alpha)])
-    for loss in USUAL:
-        descent = p.descents[loss, SUPPORT]
-        tasks = torch.eye(TASKS)[:, :, None] * descent
-        arrays = [descent * mask(name) for name in SHAPES]
-        for of, parts in {"task": tasks, "array": arrays}.items():
-            words = f"one step, {loss} on {SUPPORT}, with an α for each {of}: "
-            yield Way(words + ", ".join(["{:.4g}"] * len(parts)), parts)
-
-
-def variants(descent: Tensor) -> dict[str, Tensor]:
-    """What somebody may add instead, in words."""
-    order = torch.arange(TASKS)
-    momentum = (0.9 ** (order[:, None] - order).double()).tril()  # (tasks, tasks)
+def of_one_step(moved: Tensor, alpha: float) -> dict[str, Update]:
+    """Clipping is to what is the longest in this step, or the largest number."""
+    length, largest = moved.norm(dim=1, keepdim=True), moved.abs().max() / alpha
+    longest = length > 0.9999 * length.max()  # PyTorch adds 1e-6 to the norm of a gradient
+    limit = torch.where(longest, length, length.max()) / alpha
     return {
-        "the step of all tasks together": descent.sum(0).expand_as(descent),
-        "gradients that pile up over tasks": descent.cumsum(0),
-        "momentum of 0.9 from task to task": momentum @ descent,
-        "the first step of Adam": descent.sign(),
-        "a gradient clipped to a norm": descent / descent.detach().norm(dim=1, keepdim=True),
-        "a gradient clipped to ± 1": descent.clamp(-1, 1),
+        f", clipped to norm {limit.max():.4g} ({listed(longest)})": partial(to_norm, limit),
+        f", clipped to ± {largest:.4g}": lambda gradients: gradients[-1].clamp(-largest, largest),
+        ", by the sign of the gradient": lambda gradients: gradients[-1].sign(),
+        ", of all tasks together": lambda gradients: gradients[-1].sum(0).expand(TASKS, -1),
+        ", with gradients that pile up over tasks": lambda gradients: gradients[-1].cumsum(0),
+        ", with momentum of 0.9 from task to task": momentum_over_tasks,
     }
 
 
-def one_after_another(p: Problem, loss: str, points: str, alpha: float) -> Tensor:
-    """θ' − θ, if each task takes its step from the fast weights of the one before."""
-    fast, ends = p.start[:1], []
-    for x, y in zip(*(tensor.split(1) for tensor in p.points[points]), strict=True):
-        fast = step(fast, LOSSES[loss](p.predict(fast, x), y), alpha)
+OF_SEVERAL_STEPS = {
+    ", with momentum of 0.9": momentum,
+    ", with Adam": adam,
+    ", clipped to norm 1": partial(to_norm, 1.0),
+    ", clipped to norm 10": partial(to_norm, 10.0),
+}
+
+
+class Learner(NamedTuple):
+    network: str = ""
+    adapted: Sequence[str] = tuple(SHAPES)
+
+    def losses(self, loss: str, points: str, weights: Tensor) -> Tensor:
+        """(tasks,)"""
+        x, y = given().points[points]
+        return LOSSES[loss](NETWORKS[self.network](weights, x), y)
+
+    def moves(
+        self, loss: str, points: str, alpha: float, steps: int, update: Update = plain
+    ) -> Iterator[Tensor]:
+        """θ' − θ after each of these steps, with the graph that leads back to θ."""
+        fast, adapted, gradients = given().start, mask(self.adapted), []
+        for _ in range(steps):
+            total = self.losses(loss, points, fast).sum()
+            gradients += torch.autograd.grad(total, fast, create_graph=True)
+            fast = fast - alpha * adapted * update(gradients)
+            yield fast - given().start
+
+    def descent(self, loss: str, points: str) -> Tensor:
+        """−∇L(θ)"""
+        return next(self.moves(loss, points, 1.0, 1))
+
+
+# Ways, and which of them it is --------------------------------------------------------------------
+
+
+class Way(NamedTuple):
+    """A sum of parts, and the words for it, of how often each is in the numbers."""
+
+    say: Callable[..., str]
+    parts: Sequence[Tensor]
+    free: bool = True  # if not, each part is in it once
+    setting: tuple = ()  # which plain steps, which query losses, or which method it is
+
+
+class Found(NamedTuple):
+    words: str
+    right: bool
+    way: Way  # what is unknown is a way of its own
+    times: Sequence[float] = (1.0,)
+    known: bool = True
+
+
+def find(yours: Tensor, ways: Iterator[Way], tolerance: float, zero: str = "all zero") -> Found:
+    """The expected way, which is the first, or the first that leaves much less than that one."""
+    if not yours.any():
+        return Found(zero, False, Way(str, [yours]), known=False)
+    expected, limit = None, tolerance
+    for way in ways:
+        times, error = fit(yours, way, tolerance)
+        if error < limit:
+            rest = f" (error {short(error)})" if error > tolerance / 100 else ""
+            return Found(f"{way.say(*times)}{rest}", not expected, way, times)
+        if not expected:
+            expected, limit = way, min(tolerance, error / 10)
+    return compared(yours, expected, tolerance)
+
+
+def fit(yours: Tensor, way: Way, tolerance: float) -> tuple[list[float], float]:
+    """How often the parts are in the numbers, and what they leave, relative."""
+    y = yours.flatten()
+    x = torch.stack([part.detach().flatten() for part in way.parts], dim=1)
+    size = x.norm(dim=0).clamp(min=1e-300)
+    if not size.isfinite().all():
+        return [], math.inf
+    times = torch.ones_like(size)
+    if way.free:
+        times = torch.from_numpy(np.linalg.lstsq((x / size).numpy(), y.numpy(), rcond=None)[0])
+        times = torch.where(times.abs() < tolerance * y.norm(), 0, times) / size  # no tiny parts
+    return times.tolist(), ((y - x @ times).norm() / y.norm()).item()
+
+
+def compared(yours: Tensor, expected: Way, tolerance: float) -> Found:
+    """What is different from what is expected, if it is nothing that is known."""
+    exact = expected.parts[0].detach()
+    pairs = zip(arrays_of(yours), arrays_of(exact), strict=True)
+    wrong = torch.stack([(a - b).norm(dim=1) > tolerance / TASKS * b.norm() for a, b in pairs])
+    names = [name for name, array in zip(SHAPES, wrong, strict=False) if array.any()]
+    arrays = "all arrays" if len(names) == len(SHAPES) else ", ".join(names)
+    place = [arrays] * (len(wrong) > 1) + [listed(wrong.any(0))] * (wrong.shape[1] > 1)
+    error, size = (yours - exact).norm() / exact.norm(), yours.norm() / exact.norm()
+    if error < CLOSE:
+        everywhere = wrong.double().mean() > 0.5
+        why = ": lower precision (TF32, bfloat16)?" if everywhere else f", in {' of '.join(place)}"
+        return Found(f"as expected but for {short(error)}{why}", False, expected, known=False)
+    cosine = (yours * exact).sum() / yours.norm() / exact.norm()
+    words = f"{' of '.join(place)}; {size:.4g} times as large, cosine {cosine:.4f}"
+    return Found(f"unknown: different in {words}", False, Way(str, [yours]), known=False)
+
+
+def arrays_of(numbers: Tensor) -> list[Tensor]:
+    """Losses or weights: (tasks, numbers of a task)."""
+    if numbers.shape == (TASKS,):
+        return [numbers[:, None]]
+    return [array.flatten(1) for array in by_name(numbers.reshape(-1, numbers.shape[-1])).values()]
+
+
+def listed(tasks: Tensor) -> str:
+    numbers = [str(task) for task, each in enumerate(tasks.flatten().tolist()) if each]
+    if len(numbers) == TASKS:
+        return "all tasks"
+    return f"task{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+
+
+def short(number: float) -> str:
+    return f"{number:.0e}".replace("e-0", "e-")
+
+
+def near(number: float, other: float) -> bool:
+    return math.isclose(number, other, rel_tol=1e-4)
+
+
+def reordered(exact: Tensor, yours: Tensor) -> Tensor:
+    """The tasks in the order of yours, if they have the same sizes."""
+    sizes = (each.detach().reshape(TASKS, -1).norm(dim=1) for each in (exact, yours))
+    order, places = (size.argsort() for size in sizes)
+    return exact[order[places.argsort()]]
+
+
+# The step, θ' − θ ---------------------------------------------------------------------------------
+
+Setting = tuple[str, str, float, int]  # of steps: loss, points, α and how many
+Term = tuple[str, str, str]  # a part of the query loss: loss, points, and at which weights
+
+
+class Expected(NamedTuple):
+    losses: Sequence[str]  # all of them, the expected one first
+    alpha: float
+    steps: int
+    first_order: bool
+
+    @property
+    def term(self) -> Term:
+        return self.losses[0], QUERY, "θ'"
+
+    def step(self, learner: Learner) -> Way:
+        *_, way = ways_of(learner, (self.losses[0], SUPPORT, self.alpha, self.steps))
+        return way
+
+
+def ways_to_step(
+    learner: Learner, expected: Expected, losses: Sequence[str], moved: Tensor
+) -> Iterator[Way]:
+    """The losses are tried in this order, the first of them with any α at once."""
+    way, start, alphas = expected.step(learner), given().start, (expected.alpha, 0.01, 0.001)
+    yield way
+    yield Way(ANOTHER_ORDER.format, [reordered(*way.parts, moved)], False, way.setting)
+    descents = {}
+    for pair in product(losses, given().points):
+        descents[pair] = learner.descent(*pair)
+        yield one_step(pair, expected.alpha if pair[0] != losses[0] else None, descents[pair])
+    for pair, part in descents.items():
+        yield one_step(pair, None, part)
+    for loss, points, alpha in product(losses, (SUPPORT, QUERY), dict.fromkeys(alphas)):
+        if points == SUPPORT or loss in BASIC:
+            yield from ways_of(learner, (loss, points, alpha, max(expected.steps, 10)))
+    basic = [loss for loss in losses if loss in BASIC]
+    for pair in product(basic, (SUPPORT, QUERY)):
+        for update in of_one_step(moved, expected.alpha).items():
+            yield from ways_of(learner, (*pair, expected.alpha, 1), *update)
+        say = partial(say_decay, said((*pair, "{:.6g}", 1)))
+        yield Way(say, [descents[pair], -start])
+    for loss, alpha in product(basic, dict.fromkeys(alphas)):
+        for update in OF_SEVERAL_STEPS.items():
+            yield from ways_of(learner, (loss, SUPPORT, alpha, max(expected.steps, 5)), *update)
+        yield one_after_another(learner, loss, alpha)
+    for loss in basic:
+        parts = torch.from_numpy(np.eye(TASKS))[:, :, None] * descents[loss, SUPPORT]
+        each = ", ".join(["{:.3g}"] * TASKS)
+        yield Way(said((loss, SUPPORT, each, 1), " for each task").format, [*parts])
+
+
+def one_step(pair: tuple[str, str], alpha: float | None, descent: Tensor) -> Way:
+    """With this α, or with any."""
+    if alpha:
+        return Way(said((*pair, alpha, 1)).format, [alpha * descent], False, (*pair, alpha, 1))
+    return Way(said((*pair, "{:.6g}", 1)).format, [descent], True, (*pair, 1.0, 1))
+
+
+def ways_of(
+    learner: Learner, setting: Setting, more: str = "", update: Update = plain
+) -> Iterator[Way]:
+    """After every step."""
+    for number, moved in enumerate(learner.moves(*setting, update), start=1):
+        here = (*setting[:3], number)
+        yield Way(said(here, more).format, [moved], False, () if more else here)
+
+
+def said(setting: Setting, more: str = "") -> str:
+    loss, points, alpha, steps = setting
+    return f"{count(steps)}, {loss} on {points}, α = {alpha}{more}"
+
+
+def count(steps: int) -> str:
+    return "one step" if steps == 1 else f"{steps} steps"
+
+
+def say_decay(words: str, times: float, decay: float) -> str:
+    if near(abs(decay), 1):
+        return f"a step, not θ' ({words.format(times)})"
+    return f"{words.format(times)}, with weight decay, α λ = {decay:.4g}"
+
+
+def one_after_another(learner: Learner, loss: str, alpha: float) -> Way:
+    """Each task takes its step from the fast weights of the one before."""
+    start, (all_x, all_y) = given().start, given().points[SUPPORT]
+    fast, ends = start[:1], []
+    for x, y in zip(all_x.split(1), all_y.split(1), strict=True):
+        total = LOSSES[loss](NETWORKS[learner.network](fast, x), y).sum()
+        (g,) = torch.autograd.grad(total, fast, create_graph=True)
+        fast = fast - alpha * mask(learner.adapted) * g
         ends.append(fast)
-    return torch.cat(ends) - p.start
+    words = said((loss, SUPPORT, alpha, 1), ", from where the task before ended")
+    return Way(words.format, [torch.cat(ends) - start], False)
 
 
-def settings(p: Problem, found: Fit, expected: Settings) -> list[Settings]:
-    """What the steps are: with the expected α first, and then with the simplest loss."""
-    loss, points, alpha, number = found.way.details
-    alpha *= found.times[0] if number == 1 else 1
-    each = [Settings(name, alpha / x, number) for name, x in p.names(loss, points).items()]
-    return sorted(each, key=lambda one: not near(one.inner_lr, expected.inner_lr))
+def path_of(step: Found, learner: Learner) -> list[Tensor]:
+    """θ' − θ after every step, with the graph that leads back to θ."""
+    if step.way.setting:
+        loss, points, alpha, steps = step.way.setting
+        return [*learner.moves(loss, points, step.times[0] * alpha, steps)]
+    return [sum(times * part for times, part in zip(step.times, step.way.parts, strict=True))]
 
 
-def is_step_of_maml(found: Fit) -> bool:
-    """One step may be of any size; several are not multiplied."""
-    _, points, _, number = found.way.details or ("", "", 0, 0)
-    return points == SUPPORT and (number == 1 or near(found.times[0], 1))
+# The query losses ---------------------------------------------------------------------------------
+
+EVERY = "θ' after every step, summed"
 
 
-def say_step(p: Problem, found: Fit, expected: Settings) -> str | None:
-    if not found.way.details:
-        return None
-    first, *others = settings(p, found, expected)
-    words = f"{first.steps}, {first.loss} on {found.way.details[1]}, α = {first.inner_lr:.4g}"
-    if others and not first.same_step(expected):
-        words += f" (or {others[0].loss}, α = {others[0].inner_lr:.4g})"
-    return words if first.inner_steps == 1 else say_times(found.times[0], words)
+def ways_to_query_losses(
+    learner: Learner, expected: Expected, path: Sequence[Tensor], yours: Tensor
+) -> Iterator[Way]:
+    parts = {}
+    for term in all_terms(expected.losses, path):
+        parts[term] = query_losses(learner, term, path)
+        yield Way("{} on {} at {}".format(*term).format, [parts[term]], False, (term,))
+    exact = query_losses(Learner(), expected.term, expected.step(Learner()).parts)
+    words = "as expected, but not of these fast weights"
+    yield Way(words.format, [exact], False)
+    yield Way(ANOTHER_ORDER.format, [reordered(exact, yours)], False)
+    for term, part in parts.items():
+        yield Way("{{:.6g}} × {} on {} at {}".format(*term).format, [part], True, (term,))
+    for loss, at in product(expected.losses, ("θ'", "θ")):
+        pair = (loss, QUERY, "θ'"), (loss, SUPPORT, at)
+        words = "{{:.6g}} × {} on {} at {} plus {{:.6g}} × {} on {} at {}".format(
+            *pair[0], *pair[1]
+        )
+        yield Way(words.format, [parts[term] for term in pair], True, pair)
 
 
-# Losses and the meta-gradient ---------------------------------------------------------------------
+def all_terms(losses: Iterable[str], path: Sequence[Tensor]) -> list[Term]:
+    places = ("θ'", "θ", EVERY) if len(path) > 1 else ("θ'", "θ")
+    terms = product((QUERY, SUPPORT, ALL), losses, places)
+    return [(loss, points, at) for points, loss, at in terms]
 
 
-Term = tuple[str, str, str]  # a part of the query loss: which loss, on which points, at θ' or θ
-Terms = Sequence[tuple[float, Term]]  # how many times each
+def query_losses(learner: Learner, term: Term, path: Sequence[Tensor]) -> Tensor:
+    """(tasks,)"""
+    loss, points, at = term
+    moves = {"θ'": path[-1:], "θ": [0], EVERY: path}[at]
+    return sum(learner.losses(loss, points, given().start + moved) for moved in moves)
 
 
-def ways_to_support_losses(before: Tensor | None, losses: list[str]) -> Iterator[Way]:
-    """Details: network, loss, points and where. `before` are fast weights of the task before."""
-    for network, loss, points in product(NETWORKS, losses, problem("").points):
-        p = problem(network)
-        yield Way("", [p.losses(loss, points, p.start)], (network, loss, points, f"θ{network}"))
-    for loss in losses if before is not None else ():
-        part = problem("").losses(loss, SUPPORT, before)
-        yield Way("", [part], ("", loss, SUPPORT, "the fast weights of the task before"))
+# The meta-gradient --------------------------------------------------------------------------------
 
-
-def ways_to_query_losses(p: Problem, fast: Tensor, losses: list[str]) -> Iterator[Way]:
-    """Details: the terms."""
-    weights = {"θ'": fast, "θ": p.start}
-    points = sorted(p.points, key=lambda points: points != QUERY)
-    single = [(term,) for term in product(losses, points, weights)]
-    double = [((loss, QUERY, "θ'"), (loss, SUPPORT, at)) for loss, at in product(losses, weights)]
-    for terms in [*single, *double]:
-        yield Way("", [p.losses(loss, of, weights[at]) for loss, of, at in terms], terms)
+Terms = Sequence[tuple[float, Term]]  # with how often each is in the query loss
+FIRST_ORDER = "first-order: no second derivatives (create_graph=False, detach or stop_gradient)"
+SECOND_ORDER = "only the second-order part: θ is detached in θ − α g"
+NEW = "new weights, not a gradient"
 
 
 def ways_to_gradient(
-    p: Problem, fast: Tensor, unrolled: Tensor, terms: Terms, loss: str
+    learner: Learner, expected: Expected, step: Found, terms: Terms
 ) -> Iterator[Way]:
-    """The meta-gradient of these terms, and then of others. Details: a note."""
-    direct, exact = by_task(p, fast, unrolled, terms)
-    parts = orders(direct, exact)
-    yield Way("{orders}", parts)
-    yield Way("{orders}", [turned(part) for part in parts], ("; w_2 is transposed in the file",))
-    yield Way("{orders}, plus {more:.4g} θ: weight decay", [*parts, p.start[0]])
-    support = -p.descents[loss, SUPPORT].sum(0)
-    words = "{orders}, plus {more:.4g} × the gradient of the support losses at θ"
-    yield Way(words, [*parts, support])
-    words = "the first step of Adam, the sign of the exact one, times {more:.4g}"
-    yield Way(words, [exact.sum(0).sign()])
-    for term in product(LOSSES, p.points, ("θ'", "θ")):
-        parts = orders(*by_task(p, fast, unrolled, [(1.0, term)]))
-        yield Way("{{orders}}, of {} on {} at {}".format(*term), parts)
-    yield Way("exact, {tasks}", list(exact))
-    yield Way("first-order, {tasks}", list(direct))
+    path, start = path_of(step, learner), given().start[0]
+    direct, exact = by_task(learner, path, terms)
+    first, total = direct.sum(0), exact.sum(0)
+    methods = [
+        Way("exact".format, [total], False, ("MAML",)),
+        Way(FIRST_ORDER.format, [first], False, ("first-order MAML",)),
+    ]
+    yield from reversed(methods) if expected.first_order else methods
+    parts = [first, total - first]
+    yield Way(say_orders, parts)
+    turn = "; w_2 is transposed in the file"
+    yield Way(
+        partial(say_orders, exact=f"exact{turn}", more=turn), [turned(part) for part in parts]
+    )
+    for number in range(1, len(path)):
+        for words, steps in {
+            "in": range(1, number + 1),
+            "after": range(number + 1, len(path) + 1),
+        }.items():
+            other = [*learner.moves(*step.way.setting, constant_in(steps))]
+            part = by_task(learner, other, terms)[1].sum(0)
+            yield Way(f"first-order {words} the first {count(number)} only".format, [part], False)
+    for term in all_terms(BASIC, path):
+        other, whole = (each.sum(0) for each in by_task(learner, path, [(1.0, term)]))
+        words = "the gradient of another loss: {} on {} at {}".format(*term)
+        yield Way(partial(say_orders, exact=words, more=f"; {words}"), [other, whole - other])
+    yield Way(partial(say_more, ", plus {:.4g} θ: weight decay", NEW), [*parts, start])
+    for words, part in {
+        "a step of Adam or the sign": adam([total]),
+        "the sign": total.sign(),
+    }.items():
+        yield Way(f"{words} of the exact one, times {{:.4g}}".format, [part])
+        yield Way(f"{NEW}: θ and {words}".format, [part, start])
+    support = -learner.descent(expected.losses[0], SUPPORT)
+    for tasks in torch.from_numpy(np.vstack((np.ones(TASKS), np.eye(TASKS)))):
+        words = f", plus {{:.4g}} × the gradient of the support loss at θ of {listed(tasks)}"
+        yield Way(partial(say_more, words, ""), [*parts, tasks @ support])
+    for words, tasks in {"exact": exact, "first-order": direct}.items():
+        yield Way(partial(say_tasks, words), [*tasks])
 
 
-def by_task(p: Problem, fast: Tensor, unrolled: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
-    """For each task the gradient of its loss as if θ' were θ plus a constant, and the exact one.
-
-    `unrolled` are the fast weights with a graph that leads back to θ.
-    """
-    weights = {"θ'": fast, "θ": p.start}
-    total = sum(times * p.losses(loss, of, weights[at]).sum() for times, (loss, of, at) in terms)
-    grad = partial(torch.autograd.grad, retain_graph=True, materialize_grads=True)
-    at_fast, at_theta = grad(total, (fast, p.start))
-    (through_step,) = grad(unrolled, p.start, at_fast)  # tasks share no row of `p.start`
-    return at_fast + at_theta, through_step + at_theta
+def by_task(learner: Learner, path: Sequence[Tensor], terms: Terms) -> list[Tensor]:
+    """For each task the gradient of its loss as if θ' were θ plus a constant, and the exact one."""
+    gradients = []
+    for moves in ([moved.detach() for moved in path], path):
+        total = sum(times * query_losses(learner, term, moves).sum() for times, term in terms)
+        gradients += torch.autograd.grad(total, given().start, retain_graph=True)
+    return gradients
 
 
-def orders(direct: Tensor, exact: Tensor) -> list[Tensor]:
-    """Sums over tasks: the first-order gradient and, if there is more, what second order adds."""
-    first, second = direct.sum(0), (exact - direct).sum(0)
-    return [first, second] if second.any() else [first]
-
-
-def say_gradient(found: Fit) -> str:
-    words, times = found.way.words, found.times
-    tasks = f"tasks times {', '.join(f'{t:.3g}' for t in times)}"
-    if all(t == 0 or near(t, 1) for t in times):
-        tasks = f"of tasks {listed(torch.tensor(times))} only"
-    first_two = times[:-1] if "{more" in words else times
-    said = say_orders(*first_two) if "{orders}" in words else ""
-    return words.format(orders=said, tasks=tasks, more=times[-1])
-
-
-def say_orders(first: float, second: float | None = None) -> str:
-    """`second` is None where nothing is adapted: there are no second derivatives."""
-    if second is None or near(first, second):
+def say_orders(first: float, second: float, exact: str = "exact", more: str = "") -> str:
+    """Of the first-order part and of the second-order part."""
+    if near(first, second):
         hints = {1 / TASKS: ", the mean over tasks", 2: ", added twice", -1: ", the wrong sign"}
         hint = next((hints[number] for number in hints if near(first, number)), "")
-        return "exact" if near(first, 1) else f"{first:.4g} × the exact one{hint}"
-    if abs(second) < 1e-3 * abs(first):
-        words = "first-order: the gradient of the step is a constant (create_graph)"
-        return say_times(first, words)
-    if abs(first) < 1e-3 * abs(second):
-        words = "what second derivatives add: θ is a constant in the step (detach)"
-        return say_times(second, words)
-    return f"{first:.4g} × first-order and {second:.4g} × what second derivatives add"
+        return exact if near(first, 1) else f"{first:.6g} × the exact one{hint}{more}"
+    if first == 0 or second == 0:
+        times, words = (first, FIRST_ORDER) if first else (second, SECOND_ORDER)
+        return f"{words}{more}" if near(times, 1) else f"{times:.6g} × {words}{more}"
+    return f"{first:.6g} × first-order and {second:.6g} × the second-order part{more}"
+
+
+def say_more(more: str, once: str, first: float, second: float, last: float) -> str:
+    if once and near(abs(last), 1):
+        return once
+    return say_orders(first, second, f"exact{more}", more).format(last)
+
+
+def say_tasks(words: str, *times: float) -> str:
+    if all(t == 0 or near(t, 1) for t in times):
+        return f"{words}, of {listed(np.array(times))} only"
+    return f"{words}, tasks times {', '.join(f'{t:.3g}' for t in times)}"
 
 
 # The check ----------------------------------------------------------------------------------------
 
+MISSING, ANOTHER_ORDER = "not in the file; taken to be right", "the tasks are in another order"
+NOT_JUDGED = "not judged: mend the lines above first"
+ZERO = "zero: nothing leads back to θ (detach, stop_gradient, a copy)"
 
-@torch.enable_grad()
+
 def check(
     arrays: Mapping[str, np.ndarray],
     loss: str = "rsse",
@@ -459,143 +562,156 @@ def check(
     """
     if not 0 < inner_lr < math.inf or inner_steps < 1:
         raise ValueError("inner_lr must be above 0, and inner_steps at least 1")
-    found = Check(tensors(arrays), Settings(BY_FLAG[loss], inner_lr, inner_steps, first_order))
-    return not found.wrong, [found.verdict(), *found.lines]
+    losses = sorted(LOSSES, key=lambda name: name != BY_FLAG[loss])
+    expected = Expected(losses, inner_lr, inner_steps, first_order)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has set
+        yours = tensors(arrays)
+        learner, step = find_step(yours, expected)
+        query = find_query_losses(yours, expected, learner, step)
+        gradient = find_gradient(yours, expected, learner, step, query)
+    found = {"fast weights": step, "query losses": query, "meta-gradient": gradient}
+    right = all(each.right for each in found.values())
+    lines = [f"{part:15} {each.words}" for part, each in found.items()]
+    return right, [verdict(yours, expected, learner, found), *lines]
 
 
-class Check:
-    """One part of the file after another. Each takes what is found of those before for granted."""
+def find_step(yours: Mapping[str, Tensor], expected: Expected) -> tuple[Learner, Found]:
+    """The step, and the network and the adapted arrays that it shows."""
+    if "fast_w_1" not in yours:
+        return Learner(), Found(MISSING, True, expected.step(Learner()))
+    fast, start, notes = joined(yours, "fast_"), given().start.detach(), ""
+    if (turned(fast) - start).norm() < 0.5 * (fast - start).norm():
+        fast, notes = turned(fast), "; fast_w_2 is transposed in the file"
+    epsilon, tolerance = precision(yours)
+    moved = fast - start
+    lost = (4 * epsilon * start.norm() / moved.norm()).item()  # θ' − θ has fewer digits than θ'
+    tolerance = max(tolerance, min(lost, CLOSE))
+    sizes = zip(arrays_of(moved), arrays_of(start), SHAPES, strict=True)
+    adapted = [name for a, b, name in sizes if a.norm() > 4 * epsilon * b.norm()]
+    if not adapted or not fast.any():
+        words = "all zero" if adapted else "θ itself: nothing is adapted"
+        return Learner(), Found(words, False, Way(str, [moved]), known=False)
+    if len(adapted) < len(SHAPES):
+        notes = f"; only {', '.join(adapted)} adapted{notes}"
 
-    def __init__(self, yours: Mapping[str, Tensor], expected: Settings) -> None:
-        self.yours, self.expected, self.p = yours, expected, problem("")
-        self.loss, *_ = self.losses = sorted(LOSSES, key=lambda loss: loss != expected.loss)
-        self.lines, self.wrong, self.all_known = [], [], True
-        # What is found. So far, it is what is expected.
-        self.network, self.settings, self.names = "", [expected], None
-        self.first_order = expected.first_order
-        self.terms = [(1.0, (self.loss, QUERY, "θ'"))]
-        self.fast = joined(yours, "fast_") if "fast_w_1" in yours else None
-        if "support_losses" in yours:
-            self.check_support_losses(yours["support_losses"])
-        *_, self.exact = self.p.moves(self.loss, SUPPORT, expected.inner_lr, expected.inner_steps)
-        self.unrolled = self.p.start + self.exact
-        if self.fast is None:
-            self.fast = self.unrolled.detach().requires_grad_()
-            self.add("fast weights", "not in the file; taken to be right")
-        else:
-            self.check_fast_weights()
-        if "query_losses" in yours:
-            self.check_query_losses(yours["query_losses"])
-        else:
-            self.add("query losses", "not in the file; taken to be right")
-        if "w_1" in yours:
-            self.check_meta_gradient(joined(yours))
-        else:
-            self.add("meta-gradient", "not in the file")
+    learner, losses = find_learner(moved, adapted, yours, expected, tolerance)
+    found = find(moved, ways_to_step(learner, expected, losses, moved), tolerance)
+    words = found.words if found.known else other_start(moved) or found.words
+    right = found.right and not learner.network and not notes
+    return learner, found._replace(words=f"{words}{learner.network}{notes}", right=right)
 
-    def add(self, part: str, words: str, right: bool = True) -> None:
-        self.lines.append(f"{part:15} {words}")
-        if not right:
-            self.wrong.append(part)
 
-    def check_support_losses(self, yours: Tensor) -> None:
-        before = None if self.fast is None else torch.cat((self.p.start[:1], self.fast[:-1]))
-        found = fit(yours, ways_to_support_losses(before, self.losses))
-        network, loss, points, at = found.way.details
-        right = (loss, points, at) == (self.loss, SUPPORT, "θ") and near(found.times[0], 1)
-        words = f"{self.p.named(loss, points, found.times[0])} at {at}"
-        self.add("support losses", found.say(words), found.known and right)
-        self.network = network if found.known else None
-        self.p = problem(self.network or "")
+def find_learner(
+    moved: Tensor, adapted: Sequence[str], yours: Mapping, expected: Expected, tolerance: float
+) -> tuple[Learner, list[str]]:
+    """The network, by the query losses or else by the step, and the losses in a likely order."""
+    learners = [Learner(network, tuple(adapted)) for network in NETWORKS]
+    losses = list(expected.losses)
 
-    def check_fast_weights(self) -> None:
-        p, expected, notes = self.p, self.expected, []
-        if (turned(self.fast) - p.start).norm() < 0.5 * (self.fast - p.start).norm():
-            self.fast, notes = turned(self.fast), ["fast_w_2 is transposed in the file"]
-        moved, digits = (self.fast - p.start).detach(), 4 * epsilon([self.fast])
-        self.fast.requires_grad_()
-        sizes = {name: a.norm() / p.theta[name].norm() for name, a in by_name(moved).items()}
-        adapted = [name for name in SHAPES if sizes[name] > digits]
-        if not adapted:
-            self.unrolled, self.settings = p.start, []
-            self.add("fast weights", "θ itself: nothing is adapted", False)
-            return
+    def fits(numbers: Tensor, *ways: Way) -> bool:
+        return any(fit(numbers, way, tolerance)[1] < tolerance for way in ways)
 
-        if len(adapted) < len(SHAPES):
-            notes.append(f"only {', '.join(adapted)} adapted")
-        lost = digits * p.start.norm() / moved.norm()  # θ' − θ has fewer digits than θ'
-        tolerance = min(max(KNOWN, lost.item()), 0.01)
-        ways = (way.only(mask(*adapted)) for way in ways_to_step(p, expected))
-        found = fit(moved * mask(*adapted), ways, tolerance)
-        is_maml = found.known and not notes and is_step_of_maml(found)
-        self.settings = settings(p, found, expected) if is_maml else []
-        right = any(each.same_step(expected) for each in self.settings)
-        words = [found.say(say_step(p, found, expected)), *notes]
-        self.add("fast weights", "; ".join(words), right)
-        if found.known:
-            parts = zip(found.times, found.way.parts, strict=True)
-            self.unrolled = p.start + sum(times * part for times, part in parts)
-        else:
-            self.all_known = False
-            self.add("", place(by_name(moved), by_name(self.exact), TASKS))
+    if fits(moved, expected.step(learners[0])):
+        return learners[0], losses
+    for learner, loss in product(learners, losses if "query_losses" in yours else ()):
+        part = query_losses(learner, (loss, QUERY, "θ'"), [moved])
+        if fits(yours["query_losses"], Way(str, [part], False)):
+            return learner, list(dict.fromkeys([loss, *losses]))
+    for learner in learners:
+        descents = [Way(str, [learner.descent(loss, SUPPORT)]) for loss in BASIC]
+        if fits(moved, expected.step(learner), *descents):
+            return learner, losses
+    return learners[0], losses
 
-    def check_query_losses(self, yours: Tensor) -> None:
-        p, self.names = self.p, []
-        found = fit(yours, ways_to_query_losses(p, self.fast, self.losses))
-        terms = list(zip(found.times, found.way.details, strict=True))
-        times, (loss, *where) = terms[0]
-        if found.known and where == [QUERY, "θ'"] and len(terms) == 1:
-            self.names = [name for name, x in p.names(loss, QUERY).items() if near(times, x)]
-        words = [f"{p.named(loss, of, times)} at {at}" for times, (loss, of, at) in terms]
-        self.add("query losses", found.say(" plus ".join(words)), self.loss in self.names)
-        if found.known:
-            self.terms = terms
-        else:
-            self.all_known = False
-            exact = p.losses(self.loss, QUERY, self.fast)
-            self.add("", place({"query_losses": yours}, {"query_losses": exact}, TASKS))
 
-    def check_meta_gradient(self, yours: Tensor) -> None:
-        known = self.p, self.fast, self.unrolled, self.terms
-        found = fit(yours, ways_to_gradient(*known, self.loss))
-        plain = found.known and (found.way.words, found.way.details) == ("{orders}", ())
-        if not plain or not near(found.times[0], 1):
-            self.first_order = None
-        elif len(found.times) == 2:
-            self.first_order = {1.0: False, 0.0: True}.get(round(found.times[1], 3))
-        right = self.first_order == self.expected.first_order
-        if found.known or self.all_known:
-            words = found.say(say_gradient(found)) + "".join(found.way.details)
-            self.add("meta-gradient", words, right)
-        else:
-            self.add("meta-gradient", "unknown, as is what it depends on", right)
-        if not found.known and self.all_known:
-            direct, exact = by_task(*known)
-            exact = (direct if self.expected.first_order else exact).sum(0)
-            self.add("", place(by_name(yours), by_name(exact), 1))
+def other_start(moved: Tensor) -> str:
+    """What to say if the tasks share most of the step."""
+    shared = moved.mean(0)
+    arrays = zip(SHAPES, arrays_of(shared), arrays_of(moved - shared), strict=True)
+    far = [name for name, both, own in arrays if both.norm() > 3 * own.norm(dim=1).max()]
+    if shared.norm() < 10 * (moved - shared).norm(dim=1).max():
+        return ""
+    return f"your fast weights do not start from θ of check.npz ({', '.join(far)})"
 
-    def verdict(self) -> str:
-        if not self.wrong:
-            this = "This" if len(self.yours) >= 13 else "As far as the file goes, this"
-            digits = ", in float32" if epsilon(self.yours.values()) > 1e-9 else ""
-            return f"{this} is {self.expected}{digits}."
-        found = [s for s in self.settings if self.names is None or s.loss in self.names]
-        if found and self.first_order is not None and self.network == "":
-            found = found[0]._replace(first_order=self.first_order)
-            if str(found) != str(self.expected):  # but for rounding
-                return f"This is not {self.expected}: it is {found}."
-        return f"This is not {self.expected}: look at the {self.wrong[0]} first."
+
+def find_query_losses(
+    yours: Mapping[str, Tensor], expected: Expected, learner: Learner, step: Found
+) -> Found:
+    path, losses = path_of(step, learner), yours.get("query_losses")
+    ways = ways_to_query_losses(learner, expected, path, losses)
+    if "query_losses" not in yours:
+        return Found(MISSING, True, next(ways))
+    found = find(losses, ways, precision(yours)[1])
+    network = learner.network if found.known else ""
+    return found._replace(words=f"{found.words}{network}", right=found.right and not network)
+
+
+def find_gradient(
+    yours: Mapping[str, Tensor], expected: Expected, learner: Learner, step: Found, query: Found
+) -> Found:
+    """What can't be judged by the lines above may still be as expected."""
+    known = step.known and query.known and query.way.setting
+    if not known:
+        learner, step = Learner(), Found("", True, expected.step(Learner()))
+        query = Found("", True, Way(str, [], setting=(expected.term,)))
+    terms = [*zip(query.times, query.way.setting, strict=True)]
+    ways = ways_to_gradient(learner, expected, step, terms)
+    if "w_1" not in yours:
+        return Found("not in the file", True, next(ways))
+    found = find(joined(yours), ways if known else islice(ways, 1), precision(yours)[1], ZERO)
+    judged = found.known or found.words == ZERO or known and step.right and query.right
+    return found if judged else found._replace(words=NOT_JUDGED)
+
+
+def verdict(
+    yours: Mapping[str, Tensor], expected: Expected, learner: Learner, found: Mapping[str, Found]
+) -> str:
+    """Another MAML is named if all lines say so: the losses are the same, and α is above 0."""
+    method = "first-order MAML" if expected.first_order else "MAML"
+    right = described(method, expected.losses[0], expected.alpha, expected.steps)
+    far = "" if len(yours) == 2 * len(SHAPES) + 1 else "as far as the file goes, "
+    wrong = [part for part, each in found.items() if not each.right]
+    if not wrong:
+        digits = ", in float32" if precision(yours) == FLOAT32 else ""
+        words = f"{far}this is {right}{digits}."
+        return words[0].upper() + words[1:]
+    step, query, gradient = found.values()
+    known = all(each.known and each.way.setting for each in found.values())
+    if known and learner == Learner():
+        loss, points, alpha, steps = step.way.setting
+        alpha *= step.times[0]
+        plain = alpha > 0 and points == SUPPORT
+        same = query.way.setting == ((loss, QUERY, "θ'"),) and near(query.times[0], 1)
+        other = described(*gradient.way.setting, loss, alpha, steps)
+        if plain and same and other != right:
+            return f"This is not {right}: {far}it is {other}."
+    advice = f"Look at the {wrong[0]} first: each line takes those above it for granted."
+    return f"This is not {right}. {advice}"
+
+
+def described(method: str, loss: str, alpha: float, steps: int) -> str:
+    return f"{method} with {loss}, {count(steps)} and α = {alpha:.6g}"
 
 
 # Files --------------------------------------------------------------------------------------------
+
+FLOAT64, FLOAT32 = (2.2e-16, 1e-7), (1.2e-7, 1e-4)  # epsilon, and what a way may leave
+
+
+def precision(yours: Mapping[str, Tensor]) -> tuple[float, float]:
+    """What was computed in float32 may be stored in float64: one such array is enough."""
+    single = any(array.any() and (array == array.float()).all() for array in yours.values())
+    return FLOAT32 if single else FLOAT64
 
 
 def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """The arrays in float64."""
     fast = {f"fast_{name}": (TASKS, *shape) for name, shape in SHAPES.items()}
-    known = {"support_losses": (TASKS,), **fast, "query_losses": (TASKS,), **SHAPES}
-    if unknown := arrays.keys() - known.keys():
-        raise ValueError(f"{min(unknown)} is not one of {', '.join(known)}")
+    known = {**fast, "query_losses": (TASKS,), **SHAPES}
+    for name in arrays.keys() - known.keys():
+        similar = difflib.get_close_matches(name, known, 1, 0.8)
+        hint = f"did you mean {similar[0]}?" if similar else f"known are {', '.join(known)}"
+        raise ValueError(f"{name} is not known: {hint}")
     if not arrays:
         raise ValueError(f"there is none of {', '.join(known)}")
     for six in (fast, SHAPES):
@@ -603,36 +719,31 @@ def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         if 0 < len(missing) < len(six):
             raise ValueError(f"{min(missing)} is missing")
     for name, array in arrays.items():
-        array = np.asarray(array)
-        if array.dtype.kind not in "fiu":
-            raise ValueError(f"{name} has no real numbers: its type is {array.dtype}")
-        if array.dtype == np.float16:
-            raise ValueError(f"{name} has too few digits: its type is float16")
+        if array.dtype not in (np.float32, np.float64):
+            raise ValueError(f"{name} is {array.dtype}, not float32 or float64")
         if array.shape != known[name]:
             raise ValueError(f"{name} is {array.shape}, not {known[name]}")
-        if not (abs(array) < 1e30).all():
-            raise ValueError(f"{name} has NaN or infinity in it, or numbers above 1e30")
+        wrong = ~(abs(array) < 1e30)
+        if wrong.any():
+            tasks = "" if name in SHAPES else f" of {listed(wrong.reshape(TASKS, -1).any(1))}"
+            raise ValueError(f"{name}{tasks} has NaN, infinity or numbers above 1e30")
     return {name: torch.from_numpy(np.array(a, np.float64)) for name, a in arrays.items()}
-
-
-def epsilon(arrays: Iterable[Tensor]) -> float:
-    """The precision that they were computed in. Numbers of float32 may be stored as float64."""
-    single = all((a == a.float()).all() for a in arrays)
-    return torch.finfo(torch.float32 if single else torch.float64).eps
 
 
 def load(path: str) -> dict[str, np.ndarray]:
     """The arrays of a file of `np.savez`. No code in it is executed."""
     arrays, reason = {}, f"{path} is no file of numpy.savez"
     try:
-        file = np.load(path)
-        for name in file.files:
-            reason = f"{name} can't be read: it is damaged, or an array of objects"
-            arrays[name] = file[name]
+        with np.load(path) as file:
+            for name in file.files:
+                reason = f"{name} can't be read: it is damaged, or an array of objects"
+                arrays[name] = file[name]
     except Exception as error:  # it may be anything
         if isinstance(error, OSError) and error.strerror:
             reason = f"{path} can't be read: {error.strerror}"
         raise ValueError(reason) from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError(f"{path} is no file of numpy.savez")
     return arrays
 
 
@@ -640,22 +751,19 @@ def command(argv: Sequence[str] | None = None) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("file", nargs="?", metavar="yours.npz", help="your numbers")
-    flags = {"loss": {"choices": BY_FLAG}, "inner_lr": {"type": float}}
-    flags |= {"inner_steps": {"type": int}, "first_order": {"action": "store_true"}}
-    for name, options in flags.items():
-        options |= {"default": main.SETTINGS[name], "help": "what yours should be (%(default)s)"}
-        parser.add_argument(f"--{name}", **options)
+    of = "what yours should be (%(default)s)"
+    parser.add_argument("--loss", choices=BY_FLAG, default="rsse", help=of)
+    parser.add_argument("--inner_lr", type=float, default=0.01, help=of)
+    parser.add_argument("--inner_steps", type=int, default=1, help=of)
+    parser.add_argument("--first_order", action="store_true", help=of)
     args = vars(parser.parse_args(argv))
     path = args.pop("file")
     torch.set_num_threads(1)
     try:
         if path is None:
-            p = problem("")
-            points = dict(zip(("k_x", "k_y", "q_x", "q_y"), p.batch, strict=True))
-            arrays = {name: t.detach().numpy() for name, t in (p.parameters | points).items()}
-            np.savez("check.npz", **arrays)
-            names = "initial weights w_1, …, b_3 and points k_x, k_y, q_x, q_y of ten tasks"
-            print(f"check.npz: {names}")
+            np.savez("check.tmp.npz", **given().arrays)
+            os.replace("check.tmp.npz", "check.npz")  # so that it is never there in part
+            print("check.npz: weights w_1, …, b_3 and points k_x, k_y, q_x, q_y of ten tasks")
             return
         right, lines = check(load(path), **args)
     except (OSError, ValueError) as error:
@@ -665,5 +773,6 @@ def command(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(encoding="utf-8")  # for α, θ and √ in a pipe of Windows
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")  # for α, θ and √ in a pipe of Windows
     command()

@@ -36,12 +36,11 @@ if __name__ == "__main__":
     theta = [weight for layer in layers for weight in layer.parameters()]  # Line 1
     adam = torch.optim.Adam(theta, lr=0.001)
     new = [sample_task() for _ in range(300)]  # curves to test on
-
     for iteration in range(1601):  # Line 2
         if iteration % 400 == 0:
             before = sum(adapted_loss(theta, *task, alpha=0).item() for task in new) / len(new)
             after = sum(adapted_loss(theta, *task).item() for task in new) / len(new)
-            print(f"{iteration}: MSE {before:.2f} at θ, {after:.2f} one step later, at θ'")
+            print(f"{iteration}: MSE {before:.2f} before the step, {after:.2f} one step later")
         tasks = [sample_task() for _ in range(10)]  # Line 3
         total = sum(adapted_loss(theta, *task) for task in tasks)  # Line 4: for all tasks
         adam.zero_grad()
