@@ -145,7 +145,7 @@ def plain(gradients: Sequence[Tensor]) -> Tensor:
 
 def constant_in(steps: Sequence[int]) -> Update:
     """In these steps, the gradient is a constant: they are first-order."""
-    return lambda gradients: gradients[-1].detach() if len(gradients) in steps else gradients[-1]
+    return lambda g: g[-1].detach() if len(g) - 1 in steps else g[-1]
 
 
 def momentum(gradients: Sequence[Tensor]) -> Tensor:
@@ -240,7 +240,7 @@ class Found(NamedTuple):
 def find(yours: Tensor, ways: Iterator[Way], tolerance: float, zero: str = "all zero") -> Found:
     """The expected way, which is the first, or the first that leaves much less than that one."""
     if not yours.any():
-        return Found(zero, False, Way(str, [yours]), known=False)
+        return unknown(zero, yours)
     expected, limit = None, tolerance
     for way in ways:
         times, error = fit(yours, way, tolerance)
@@ -266,22 +266,28 @@ def fit(yours: Tensor, way: Way, tolerance: float) -> tuple[list[float], float]:
     return times.tolist(), ((y - x @ times).norm() / y.norm()).item()
 
 
+def unknown(words: str, yours: Tensor) -> Found:
+    return Found(words, False, Way(str, [yours]), known=False)
+
+
 def compared(yours: Tensor, expected: Way, tolerance: float) -> Found:
     """What is different from what is expected, if it is nothing that is known."""
     exact = expected.parts[0].detach()
     pairs = zip(arrays_of(yours), arrays_of(exact), strict=True)
     wrong = torch.stack([(a - b).norm(dim=1) > tolerance / TASKS * b.norm() for a, b in pairs])
-    names = [name for name, array in zip(SHAPES, wrong, strict=False) if array.any()]
-    arrays = "all arrays" if len(names) == len(SHAPES) else ", ".join(names)
-    place = [arrays] * (len(wrong) > 1) + [listed(wrong.any(0))] * (wrong.shape[1] > 1)
+    arrays = [name for name, array in zip(SHAPES, wrong, strict=False) if array.any()]
+    arrays = "all arrays" if len(arrays) == len(SHAPES) else ", ".join(arrays)
+    tasks = listed(wrong.any(0))
+    place = {(1, TASKS): tasks, (len(SHAPES), 1): arrays}.get(wrong.shape, f"{arrays} of {tasks}")
     error, size = (yours - exact).norm() / exact.norm(), yours.norm() / exact.norm()
     if error < CLOSE:
         everywhere = wrong.double().mean() > 0.5
-        why = ": lower precision (TF32, bfloat16)?" if everywhere else f", in {' of '.join(place)}"
-        return Found(f"as expected but for {short(error)}{why}", False, expected, known=False)
+        why = ": lower precision (TF32, bfloat16)?" if everywhere else f", in {place}"
+        words = f"as expected but for {short(error)}{why}"
+        return Found(words, False, expected._replace(setting=()))
     cosine = (yours * exact).sum() / yours.norm() / exact.norm()
-    words = f"{' of '.join(place)}; {size:.4g} times as large, cosine {cosine:.4f}"
-    return Found(f"unknown: different in {words}", False, Way(str, [yours]), known=False)
+    words = f"unknown: different in {place}; {size:.4g} times as large, cosine {cosine:.4f}"
+    return unknown(words, yours)
 
 
 def arrays_of(numbers: Tensor) -> list[Tensor]:
@@ -326,51 +332,51 @@ class Expected(NamedTuple):
     first_order: bool
 
     @property
+    def setting(self) -> Setting:
+        return self.losses[0], SUPPORT, self.alpha, self.steps
+
+    @property
     def term(self) -> Term:
         return self.losses[0], QUERY, "θ'"
 
     def step(self, learner: Learner) -> Way:
-        *_, way = ways_of(learner, (self.losses[0], SUPPORT, self.alpha, self.steps))
+        *_, way = ways_of(learner, self.setting)
         return way
 
 
 def ways_to_step(
     learner: Learner, expected: Expected, losses: Sequence[str], moved: Tensor
 ) -> Iterator[Way]:
-    """The losses are tried in this order, the first of them with any α at once."""
-    way, start, alphas = expected.step(learner), given().start, (expected.alpha, 0.01, 0.001)
+    """The losses are tried in this order."""
+    way, start, (first, *others) = expected.step(learner), given().start, losses
+    alphas = dict.fromkeys((expected.alpha, 0.01, 0.001))
     yield way
     yield Way(ANOTHER_ORDER.format, [reordered(*way.parts, moved)], False, way.setting)
-    descents = {}
-    for pair in product(losses, given().points):
-        descents[pair] = learner.descent(*pair)
-        yield one_step(pair, expected.alpha if pair[0] != losses[0] else None, descents[pair])
-    for pair, part in descents.items():
-        yield one_step(pair, None, part)
-    for loss, points, alpha in product(losses, (SUPPORT, QUERY), dict.fromkeys(alphas)):
+    for points in given().points:
+        yield with_any_alpha(learner, first, points)
+    for loss, points, alpha in product(losses, (SUPPORT, QUERY), alphas):
         if points == SUPPORT or loss in BASIC:
             yield from ways_of(learner, (loss, points, alpha, max(expected.steps, 10)))
+    for loss, points in product(others, given().points):
+        yield with_any_alpha(learner, loss, points)
     basic = [loss for loss in losses if loss in BASIC]
-    for pair in product(basic, (SUPPORT, QUERY)):
+    for loss, points in product(basic, (SUPPORT, QUERY)):
         for update in of_one_step(moved, expected.alpha).items():
-            yield from ways_of(learner, (*pair, expected.alpha, 1), *update)
-        say = partial(say_decay, said((*pair, "{:.6g}", 1)))
-        yield Way(say, [descents[pair], -start])
-    for loss, alpha in product(basic, dict.fromkeys(alphas)):
+            yield from ways_of(learner, (loss, points, expected.alpha, 1), *update)
+        say = partial(say_decay, said((loss, points, "{:.6g}", 1)))
+        yield Way(say, [learner.descent(loss, points), -start])
+    for loss, alpha in product(basic, alphas):
         for update in OF_SEVERAL_STEPS.items():
             yield from ways_of(learner, (loss, SUPPORT, alpha, max(expected.steps, 5)), *update)
-        yield one_after_another(learner, loss, alpha)
     for loss in basic:
-        parts = torch.from_numpy(np.eye(TASKS))[:, :, None] * descents[loss, SUPPORT]
+        parts = torch.from_numpy(np.eye(TASKS))[:, :, None] * learner.descent(loss, SUPPORT)
         each = ", ".join(["{:.3g}"] * TASKS)
         yield Way(said((loss, SUPPORT, each, 1), " for each task").format, [*parts])
 
 
-def one_step(pair: tuple[str, str], alpha: float | None, descent: Tensor) -> Way:
-    """With this α, or with any."""
-    if alpha:
-        return Way(said((*pair, alpha, 1)).format, [alpha * descent], False, (*pair, alpha, 1))
-    return Way(said((*pair, "{:.6g}", 1)).format, [descent], True, (*pair, 1.0, 1))
+def with_any_alpha(learner: Learner, loss: str, points: str) -> Way:
+    words = said((loss, points, "{:.6g}", 1))
+    return Way(words.format, [learner.descent(loss, points)], True, (loss, points, 1.0, 1))
 
 
 def ways_of(
@@ -395,19 +401,6 @@ def say_decay(words: str, times: float, decay: float) -> str:
     if near(abs(decay), 1):
         return f"a step, not θ' ({words.format(times)})"
     return f"{words.format(times)}, with weight decay, α λ = {decay:.4g}"
-
-
-def one_after_another(learner: Learner, loss: str, alpha: float) -> Way:
-    """Each task takes its step from the fast weights of the one before."""
-    start, (all_x, all_y) = given().start, given().points[SUPPORT]
-    fast, ends = start[:1], []
-    for x, y in zip(all_x.split(1), all_y.split(1), strict=True):
-        total = LOSSES[loss](NETWORKS[learner.network](fast, x), y).sum()
-        (g,) = torch.autograd.grad(total, fast, create_graph=True)
-        fast = fast - alpha * mask(learner.adapted) * g
-        ends.append(fast)
-    words = said((loss, SUPPORT, alpha, 1), ", from where the task before ended")
-    return Way(words.format, [torch.cat(ends) - start], False)
 
 
 def path_of(step: Found, learner: Learner) -> list[Tensor]:
@@ -438,9 +431,7 @@ def ways_to_query_losses(
         yield Way("{{:.6g}} × {} on {} at {}".format(*term).format, [part], True, (term,))
     for loss, at in product(expected.losses, ("θ'", "θ")):
         pair = (loss, QUERY, "θ'"), (loss, SUPPORT, at)
-        words = "{{:.6g}} × {} on {} at {} plus {{:.6g}} × {} on {} at {}".format(
-            *pair[0], *pair[1]
-        )
+        words = f"{{:.6g}} × {loss} on {QUERY} at θ' plus {{:.6g}} × {loss} on {SUPPORT} at {at}"
         yield Way(words.format, [parts[term] for term in pair], True, pair)
 
 
@@ -478,33 +469,25 @@ def ways_to_gradient(
     yield from reversed(methods) if expected.first_order else methods
     parts = [first, total - first]
     yield Way(say_orders, parts)
-    turn = "; w_2 is transposed in the file"
-    yield Way(
-        partial(say_orders, exact=f"exact{turn}", more=turn), [turned(part) for part in parts]
-    )
-    for number in range(1, len(path)):
-        for words, steps in {
-            "in": range(1, number + 1),
-            "after": range(number + 1, len(path) + 1),
-        }.items():
-            other = [*learner.moves(*step.way.setting, constant_in(steps))]
-            part = by_task(learner, other, terms)[1].sum(0)
-            yield Way(f"first-order {words} the first {count(number)} only".format, [part], False)
+    say = partial(say_orders, more="; w_2 is transposed in the file")
+    yield Way(say, [turned(part) for part in parts])
+    for steps in range(1, len(path)):
+        for where, constant in {"in": range(steps), "after": range(steps, len(path))}.items():
+            other = [*learner.moves(*step.way.setting, constant_in(constant))]
+            words = f"first-order {where} the first {count(steps)} only"
+            yield Way(words.format, [by_task(learner, other, terms)[1].sum(0)], False)
     for term in all_terms(BASIC, path):
-        other, whole = (each.sum(0) for each in by_task(learner, path, [(1.0, term)]))
+        first, total = (each.sum(0) for each in by_task(learner, path, [(1.0, term)]))
         words = "the gradient of another loss: {} on {} at {}".format(*term)
-        yield Way(partial(say_orders, exact=words, more=f"; {words}"), [other, whole - other])
-    yield Way(partial(say_more, ", plus {:.4g} θ: weight decay", NEW), [*parts, start])
-    for words, part in {
-        "a step of Adam or the sign": adam([total]),
-        "the sign": total.sign(),
-    }.items():
-        yield Way(f"{words} of the exact one, times {{:.4g}}".format, [part])
-        yield Way(f"{NEW}: θ and {words}".format, [part, start])
+        yield Way(partial(say_orders, exact="", more=words), [first, total - first])
+    yield Way(partial(say_more, ", plus {:.4g} θ: weight decay"), [*parts, start])
+    step_of_adam = adam([exact.sum(0)])
+    yield Way("a step of Adam, or the sign of the exact one, times {:.4g}".format, [step_of_adam])
+    yield Way(f"{NEW}: θ and a step of Adam".format, [step_of_adam, start])
     support = -learner.descent(expected.losses[0], SUPPORT)
     for tasks in torch.from_numpy(np.vstack((np.ones(TASKS), np.eye(TASKS)))):
         words = f", plus {{:.4g}} × the gradient of the support loss at θ of {listed(tasks)}"
-        yield Way(partial(say_more, words, ""), [*parts, tasks @ support])
+        yield Way(partial(say_more, words), [*parts, tasks @ support])
     for words, tasks in {"exact": exact, "first-order": direct}.items():
         yield Way(partial(say_tasks, words), [*tasks])
 
@@ -520,20 +503,23 @@ def by_task(learner: Learner, path: Sequence[Tensor], terms: Terms) -> list[Tens
 
 def say_orders(first: float, second: float, exact: str = "exact", more: str = "") -> str:
     """Of the first-order part and of the second-order part."""
+    words, times = f"{first:.6g} × first-order and {second:.6g} × the second-order part", 1.0
     if near(first, second):
         hints = {1 / TASKS: ", the mean over tasks", 2: ", added twice", -1: ", the wrong sign"}
         hint = next((hints[number] for number in hints if near(first, number)), "")
-        return exact if near(first, 1) else f"{first:.6g} × the exact one{hint}{more}"
-    if first == 0 or second == 0:
-        times, words = (first, FIRST_ORDER) if first else (second, SECOND_ORDER)
-        return f"{words}{more}" if near(times, 1) else f"{times:.6g} × {words}{more}"
-    return f"{first:.6g} × first-order and {second:.6g} × the second-order part{more}"
+        words, times = (exact, 1.0) if near(first, 1) else (f"the exact one{hint}", first)
+    elif second == 0:
+        words, times = FIRST_ORDER, first
+    elif first == 0:
+        words, times = SECOND_ORDER, second
+    return f"{'' if near(times, 1) else f'{times:.6g} × '}{words}{more}"
 
 
-def say_more(more: str, once: str, first: float, second: float, last: float) -> str:
-    if once and near(abs(last), 1):
-        return once
-    return say_orders(first, second, f"exact{more}", more).format(last)
+def say_more(more: str, first: float, second: float, last: float) -> str:
+    """Other weights have θ in them just once."""
+    if "θ: weight decay" in more and near(abs(last), 1):
+        return NEW
+    return say_orders(first, second, more=more.format(last))
 
 
 def say_tasks(words: str, *times: float) -> str:
@@ -545,7 +531,6 @@ def say_tasks(words: str, *times: float) -> str:
 # The check ----------------------------------------------------------------------------------------
 
 MISSING, ANOTHER_ORDER = "not in the file; taken to be right", "the tasks are in another order"
-NOT_JUDGED = "not judged: mend the lines above first"
 ZERO = "zero: nothing leads back to θ (detach, stop_gradient, a copy)"
 
 
@@ -566,19 +551,43 @@ def check(
     expected = Expected(losses, inner_lr, inner_steps, first_order)
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has set
         yours = tensors(arrays)
-        learner, step = find_step(yours, expected)
-        query = find_query_losses(yours, expected, learner, step)
-        gradient = find_gradient(yours, expected, learner, step, query)
-    found = {"fast weights": step, "query losses": query, "meta-gradient": gradient}
+        found = find_all(yours, expected)
     right = all(each.right for each in found.values())
     lines = [f"{part:15} {each.words}" for part, each in found.items()]
-    return right, [verdict(yours, expected, learner, found), *lines]
+    return right, [verdict(yours, expected, found), *lines]
+
+
+def find_all(yours: Mapping[str, Tensor], expected: Expected) -> dict[str, Found]:
+    """What is found of each part. It takes what is found of those before for granted."""
+    tolerance, losses = precision(yours)[1], yours.get("query_losses")
+    learner, step = Learner(), Found(MISSING, True, expected.step(Learner()))
+    if "fast_w_1" in yours:
+        learner, step = find_step(yours, expected)
+
+    ways = ways_to_query_losses(learner, expected, path_of(step, learner), losses)
+    query = Found(MISSING, True, next(ways)) if losses is None else find(losses, ways, tolerance)
+    if query.known:
+        right = query.right and not learner.network
+        query = query._replace(words=f"{query.words}{learner.network}", right=right)
+
+    terms = [*zip(query.times, query.way.setting, strict=False)]
+    ways = ways_to_gradient(learner, expected, step, terms)
+    known = step.known and query.known and terms
+    if not known:  # the gradient may still be as expected
+        right = Found("", True, expected.step(Learner()))
+        ways = islice(ways_to_gradient(Learner(), expected, right, [(1.0, expected.term)]), 1)
+    if "w_1" not in yours:
+        gradient = Found("not in the file", True, next(ways))
+    else:
+        gradient = find(joined(yours), ways, tolerance, ZERO)
+        judged = gradient.known or gradient.words == ZERO or known and step.right and query.right
+        if not judged:
+            gradient = gradient._replace(words="not judged: mend the lines above first")
+    return {"fast weights": step, "query losses": query, "meta-gradient": gradient}
 
 
 def find_step(yours: Mapping[str, Tensor], expected: Expected) -> tuple[Learner, Found]:
     """The step, and the network and the adapted arrays that it shows."""
-    if "fast_w_1" not in yours:
-        return Learner(), Found(MISSING, True, expected.step(Learner()))
     fast, start, notes = joined(yours, "fast_"), given().start.detach(), ""
     if (turned(fast) - start).norm() < 0.5 * (fast - start).norm():
         fast, notes = turned(fast), "; fast_w_2 is transposed in the file"
@@ -590,106 +599,79 @@ def find_step(yours: Mapping[str, Tensor], expected: Expected) -> tuple[Learner,
     adapted = [name for a, b, name in sizes if a.norm() > 4 * epsilon * b.norm()]
     if not adapted or not fast.any():
         words = "all zero" if adapted else "θ itself: nothing is adapted"
-        return Learner(), Found(words, False, Way(str, [moved]), known=False)
+        return Learner(), unknown(words, moved)
     if len(adapted) < len(SHAPES):
         notes = f"; only {', '.join(adapted)} adapted{notes}"
 
-    learner, losses = find_learner(moved, adapted, yours, expected, tolerance)
+    learner, losses = find_learner(moved, tuple(adapted), yours, expected, tolerance)
     found = find(moved, ways_to_step(learner, expected, losses, moved), tolerance)
     words = found.words if found.known else other_start(moved) or found.words
-    right = found.right and not learner.network and not notes
-    return learner, found._replace(words=f"{words}{learner.network}{notes}", right=right)
+    if learner.network or notes:
+        words, way = f"{words}{learner.network}{notes}", found.way._replace(setting=())
+        return learner, found._replace(words=words, right=False, way=way)
+    return learner, found._replace(words=words)
 
 
 def find_learner(
     moved: Tensor, adapted: Sequence[str], yours: Mapping, expected: Expected, tolerance: float
 ) -> tuple[Learner, list[str]]:
     """The network, by the query losses or else by the step, and the losses in a likely order."""
-    learners = [Learner(network, tuple(adapted)) for network in NETWORKS]
-    losses = list(expected.losses)
 
-    def fits(numbers: Tensor, *ways: Way) -> bool:
-        return any(fit(numbers, way, tolerance)[1] < tolerance for way in ways)
+    def fits(numbers: Tensor, way: Way) -> bool:
+        return fit(numbers, way, tolerance)[1] < tolerance
 
+    learners = [Learner(network, adapted) for network in NETWORKS]
     if fits(moved, expected.step(learners[0])):
-        return learners[0], losses
-    for learner, loss in product(learners, losses if "query_losses" in yours else ()):
+        return learners[0], [*expected.losses]
+    for learner, loss in product(learners, expected.losses if "query_losses" in yours else ()):
         part = query_losses(learner, (loss, QUERY, "θ'"), [moved])
         if fits(yours["query_losses"], Way(str, [part], False)):
-            return learner, list(dict.fromkeys([loss, *losses]))
+            return learner, [*dict.fromkeys((loss, *expected.losses))]
     for learner in learners:
-        descents = [Way(str, [learner.descent(loss, SUPPORT)]) for loss in BASIC]
-        if fits(moved, expected.step(learner), *descents):
-            return learner, losses
-    return learners[0], losses
+        ways = [with_any_alpha(learner, loss, SUPPORT) for loss in BASIC]
+        if any(fits(moved, way) for way in [expected.step(learner), *ways]):
+            return learner, [*expected.losses]
+    return learners[0], [*expected.losses]
 
 
 def other_start(moved: Tensor) -> str:
     """What to say if the tasks share most of the step."""
     shared = moved.mean(0)
-    arrays = zip(SHAPES, arrays_of(shared), arrays_of(moved - shared), strict=True)
-    far = [name for name, both, own in arrays if both.norm() > 3 * own.norm(dim=1).max()]
     if shared.norm() < 10 * (moved - shared).norm(dim=1).max():
         return ""
+    arrays = zip(SHAPES, arrays_of(shared), arrays_of(moved - shared), strict=True)
+    far = [name for name, both, own in arrays if both.norm() > 3 * own.norm(dim=1).max()]
     return f"your fast weights do not start from θ of check.npz ({', '.join(far)})"
 
 
-def find_query_losses(
-    yours: Mapping[str, Tensor], expected: Expected, learner: Learner, step: Found
-) -> Found:
-    path, losses = path_of(step, learner), yours.get("query_losses")
-    ways = ways_to_query_losses(learner, expected, path, losses)
-    if "query_losses" not in yours:
-        return Found(MISSING, True, next(ways))
-    found = find(losses, ways, precision(yours)[1])
-    network = learner.network if found.known else ""
-    return found._replace(words=f"{found.words}{network}", right=found.right and not network)
-
-
-def find_gradient(
-    yours: Mapping[str, Tensor], expected: Expected, learner: Learner, step: Found, query: Found
-) -> Found:
-    """What can't be judged by the lines above may still be as expected."""
-    known = step.known and query.known and query.way.setting
-    if not known:
-        learner, step = Learner(), Found("", True, expected.step(Learner()))
-        query = Found("", True, Way(str, [], setting=(expected.term,)))
-    terms = [*zip(query.times, query.way.setting, strict=True)]
-    ways = ways_to_gradient(learner, expected, step, terms)
-    if "w_1" not in yours:
-        return Found("not in the file", True, next(ways))
-    found = find(joined(yours), ways if known else islice(ways, 1), precision(yours)[1], ZERO)
-    judged = found.known or found.words == ZERO or known and step.right and query.right
-    return found if judged else found._replace(words=NOT_JUDGED)
-
-
-def verdict(
-    yours: Mapping[str, Tensor], expected: Expected, learner: Learner, found: Mapping[str, Found]
-) -> str:
-    """Another MAML is named if all lines say so: the losses are the same, and α is above 0."""
-    method = "first-order MAML" if expected.first_order else "MAML"
-    right = described(method, expected.losses[0], expected.alpha, expected.steps)
+def verdict(yours: Mapping[str, Tensor], expected: Expected, found: Mapping[str, Found]) -> str:
+    right = described("first-order MAML" if expected.first_order else "MAML", *expected.setting)
     far = "" if len(yours) == 2 * len(SHAPES) + 1 else "as far as the file goes, "
     wrong = [part for part, each in found.items() if not each.right]
     if not wrong:
         digits = ", in float32" if precision(yours) == FLOAT32 else ""
         words = f"{far}this is {right}{digits}."
         return words[0].upper() + words[1:]
-    step, query, gradient = found.values()
-    known = all(each.known and each.way.setting for each in found.values())
-    if known and learner == Learner():
-        loss, points, alpha, steps = step.way.setting
-        alpha *= step.times[0]
-        plain = alpha > 0 and points == SUPPORT
-        same = query.way.setting == ((loss, QUERY, "θ'"),) and near(query.times[0], 1)
-        other = described(*gradient.way.setting, loss, alpha, steps)
-        if plain and same and other != right:
-            return f"This is not {right}: {far}it is {other}."
+    other = other_maml(*found.values())
+    if other and other != right:
+        return f"This is not {right}: {far}it is {other}."
     advice = f"Look at the {wrong[0]} first: each line takes those above it for granted."
     return f"This is not {right}. {advice}"
 
 
-def described(method: str, loss: str, alpha: float, steps: int) -> str:
+def other_maml(step: Found, query: Found, gradient: Found) -> str | None:
+    """MAML with other settings, if all lines say so: they have the same loss, and α is above 0."""
+    if not (step.way.setting and gradient.way.setting):
+        return None
+    loss, points, alpha, steps = step.way.setting
+    same = query.way.setting == ((loss, QUERY, "θ'"),) and near(query.times[0], 1)
+    alpha *= step.times[0]
+    if points == SUPPORT and alpha > 0 and same:
+        return described(*gradient.way.setting, loss, points, alpha, steps)
+    return None
+
+
+def described(method: str, loss: str, points: str, alpha: float, steps: int) -> str:
     return f"{method} with {loss}, {count(steps)} and α = {alpha:.6g}"
 
 
@@ -732,18 +714,16 @@ def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 def load(path: str) -> dict[str, np.ndarray]:
     """The arrays of a file of `np.savez`. No code in it is executed."""
-    arrays, reason = {}, f"{path} is no file of numpy.savez"
+    words = "is no file of numpy.savez with float32 or float64 in it"
     try:
         with np.load(path) as file:
-            for name in file.files:
-                reason = f"{name} can't be read: it is damaged, or an array of objects"
-                arrays[name] = file[name]
+            arrays = dict(file)
     except Exception as error:  # it may be anything
-        if isinstance(error, OSError) and error.strerror:
-            reason = f"{path} can't be read: {error.strerror}"
-        raise ValueError(reason) from error
+        reason = getattr(error, "strerror", None)
+        words = f"can't be read: {reason}" if reason else words
+        raise ValueError(f"{path} {words}") from error
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise ValueError(f"{path} is no file of numpy.savez")
+        raise ValueError(f"{path} {words}")
     return arrays
 
 

@@ -23,36 +23,25 @@ NAMES = ["w_1", "b_1", "w_2", "b_2", "w_3", "b_3"]
 FAST = [f"fast_{name}" for name in NAMES]
 GIVEN = {name: torch.from_numpy(array) for name, array in check.given().arrays.items()}
 BATCH = [GIVEN[name] for name in ("k_x", "k_y", "q_x", "q_y")]
-THETA = {name: GIVEN[name].numpy() for name in NAMES}
 RANDOM = np.random.default_rng(0)
-
-
-def rsse(pred, y):
-    return (pred - y).norm()
-
-
-def sse(pred, y):
-    return (pred - y).square().sum()
-
-
-def rmse(pred, y):
-    return maml.mse(pred, y).sqrt()
-
-
-def mae(pred, y):
-    return (pred - y).abs().mean()
-
-
-def broadcast(loss):
-    return lambda pred, y: loss(pred, y[:, 0])
-
-
-def times(number, loss=rsse):
-    return lambda pred, y: number * loss(pred, y)
+LOSS = {
+    "√SSE": lambda pred, y: (pred - y).norm(),
+    "MSE": maml.mse,
+    "√MSE": lambda pred, y: maml.mse(pred, y).sqrt(),
+    "SSE": lambda pred, y: (pred - y).square().sum(),
+    "½ MSE": lambda pred, y: maml.mse(pred, y) / 2,
+    "½ SSE": lambda pred, y: (pred - y).square().sum() / 2,
+    "MAE": lambda pred, y: (pred - y).abs().mean(),
+    "the sum of absolute errors": lambda pred, y: (pred - y).abs().sum(),
+    "Huber": huber_loss,
+    "the sum of Huber losses": partial(huber_loss, reduction="sum"),
+    "√SSE (y is (N,) and broadcasts)": lambda pred, y: (pred - y[:, 0]).norm(),
+    "MSE (y is (N,) and broadcasts)": lambda pred, y: maml.mse(pred, y[:, 0]),
+}
 
 
 def implement(
-    loss=rsse,
+    loss=LOSS["√SSE"],
     query_loss=None,
     alpha=0.01,
     steps=1,
@@ -63,17 +52,16 @@ def implement(
     update=lambda gradients, weights: gradients[-1],
     query_weights=lambda theta, path: path[-1:],
     start=lambda p: p,
-    in_turn=False,
     dtype=torch.float64,
 ):
     """yours.npz by an implementation of MAML, task by task, with the functions of maml.py.
 
     `gradients` are those of all steps so far, and `path` has the weights after every step.
     """
-    theta = fast = [start(GIVEN[name].to(dtype)).requires_grad_() for name in NAMES]
+    theta = [start(GIVEN[name].to(dtype).clone()).requires_grad_() for name in NAMES]
     adapted, losses, (inner, outer) = [], [], points
     for task in zip(*(tensor.to(dtype) for tensor in BATCH), strict=True):
-        fast, path, gradients = fast if in_turn else theta, [], []
+        fast, path, gradients = theta, [], []
         for step in range(steps):
             total = loss(predict(fast, task[inner]), task[inner + 1])
             g = torch.autograd.grad(total, fast, create_graph=True)
@@ -99,12 +87,8 @@ def network(first, second=None, last=lambda h: h):
     return predict
 
 
-def w_2_turned(weights, x):
-    return maml.predict([w.T if w.shape == (40, 40) else w for w in weights], x)
-
-
-def without_biases(weights, x):
-    return maml.predict([w * (w.dim() > 1) for w in weights], x)
+def with_weights(change):
+    return lambda weights, x: maml.predict([change(w) for w in weights], x)
 
 
 def each(function):
@@ -121,237 +105,213 @@ def clip(limit, held=False, small=0.0):
     return update
 
 
+def average(gs, decay):
+    weights = [decay**age for age in range(len(gs))][::-1]
+    return sum(w * g for w, g in zip(weights, gs, strict=True)), sum(weights)
+
+
 def adam(gs):
-    m = sum(0.1 * 0.9**age * g for age, g in enumerate(gs[::-1])) / (1 - 0.9 ** len(gs))
-    v = sum(0.001 * 0.999**age * g**2 for age, g in enumerate(gs[::-1])) / (1 - 0.999 ** len(gs))
-    return m / ((v + 1e-30).sqrt() + 1e-8)
-
-
-def momentum(gs):
-    return sum(0.9**age * g for age, g in enumerate(gs[::-1]))
-
-
-def sign(gs):
-    return gs[-1].sign()
+    (m, n), (v, k) = average(gs, 0.9), average([g**2 for g in gs], 0.999)
+    return m / n / ((v / k + 1e-30).sqrt() + 1e-8)
 
 
 def decayed(gradients, weights):
     return [g + 1e-4 * w for g, w in zip(gradients[-1], weights, strict=True)]
 
 
-def only(*names):
-    return lambda gs, _: [g * (name in names) for name, g in zip(NAMES, gs[-1], strict=True)]
-
-
 EXACT = implement()
-FIRST_ORDER = implement(second_order=lambda step: False)
+FIRST = implement(second_order=lambda step: False)
+THETA = {name: GIVEN[name].numpy() for name in NAMES}
 STEP = {name: EXACT[f"fast_{name}"] - THETA[name] for name in NAMES}  # θ' − θ
-LOSS_OF_THETA = dict(query_weights=lambda theta, path: [theta])
-AFTER_EVERY_STEP = dict(steps=3, query_weights=lambda theta, path: path)
 
 
-def changed(change, names=NAMES):
-    """The exact arrays, some of them changed."""
-    return EXACT | {name: change(name) for name in names}
+def changed(change, names=NAMES, arrays=EXACT):
+    return arrays | {name: change(name).astype(arrays[name].dtype) for name in names}
 
 
-def by_step(change):
-    """Fast weights from a function of θ and all tasks' θ' − θ, (tasks, numbers)."""
+def over_tasks(matrix, theta=1.0):
+    """Fast weights by steps that are sums of those of all tasks."""
 
     def array(name):
-        theta, step = THETA[name[5:]], STEP[name[5:]]
-        return change(theta.ravel(), step.reshape(10, -1)).reshape(step.shape)
+        return theta * THETA[name[5:]] + np.tensordot(matrix, STEP[name[5:]], 1)
 
     return changed(array, FAST)
-
-
-def over_tasks(matrix):
-    return by_step(lambda theta, step: theta + matrix @ step)
 
 
 def noise(size, *names):
     return changed(lambda n: EXACT[n] * (1 + size * RANDOM.standard_normal(EXACT[n].shape)), names)
 
 
-def off(part, size, **changes):
-    """All numbers of a part are a little off, which together is this relative error."""
+def off(names, size, **changes):
+    """A part of the file with this relative error."""
     arrays = implement(**changes)
-    names = {"fast": FAST, "query": ["query_losses"], "gradient": NAMES}[part]
-    dtype = arrays[names[0]].dtype
-    numbers = {name: arrays[name] - (THETA[name[5:]] if part == "fast" else 0) for name in names}
+    sizes = {name: arrays[name] - (THETA[name[5:]] if name in FAST else 0) for name in names}
     noise = {name: RANDOM.standard_normal(arrays[name].shape) for name in names}
-    length = [sum((each[name] ** 2).sum() for name in names) ** 0.5 for each in (numbers, noise)]
-    scale = size * length[0] / length[1]
-    return arrays | {name: (arrays[name] + scale * noise[name]).astype(dtype) for name in names}
+    whole, more = (sum((x[name] ** 2).sum() for name in names) ** 0.5 for x in (sizes, noise))
+    return changed(lambda name: arrays[name] + size * whole / more * noise[name], names, arrays)
 
 
-def order(names, *tasks):
-    return changed(lambda name: EXACT[name][list(tasks)], names)
+def gradient(function):
+    return changed(lambda name: function(EXACT[name], THETA[name], FIRST[name], STEP[name]))
+
+
+def gradient_of(**changes):
+    return EXACT | {name: a for name, a in implement(**changes).items() if name in NAMES}
+
+
+def of_two_losses():
+    other = implement(points=(0, 0))
+    return changed(lambda name: EXACT[name] / 2 + 2 * other[name], ["query_losses", *NAMES])
+
+
+def in_order(names):
+    return changed(lambda name: EXACT[name][[3, 1, 2, 0, *range(4, 10)]], names)
 
 
 def turned(name):
     return changed(lambda name: EXACT[name].swapaxes(-1, -2), [name])
 
 
-def two_losses():
-    on_support = implement(points=(0, 0))
-    return changed(lambda name: EXACT[name] / 2 + 2 * on_support[name], ["query_losses", *NAMES])
+def in_float32(change=lambda t: t):
+    return {"dtype": torch.float32, "predict": with_weights(change)}
 
 
-def with_support(*tasks):
-    """As backward() of these tasks' support losses leaves their gradients in `.grad`."""
-    return changed(lambda name: EXACT[name] - STEP[name][list(tasks)].sum(0) / 0.01)
-
-
-def gradient(function):
-    return changed(lambda name: function(EXACT[name], THETA[name]))
-
-
-def task_3(size, name):
-    return changed(lambda name: EXACT[name] * (1 + size * np.eye(10)[3]), [name])
-
-
-def adam_of(g):
-    return 0.001 * g / (abs(g) + 1e-8)
-
-
-def second_order_times(number, first):
-    """So many times each of the two parts of the gradient."""
-    second = {name: EXACT[name] - FIRST_ORDER[name] for name in NAMES}
-    return changed(lambda name: first * FIRST_ORDER[name] + number * second[name])
-
-
-def gradient_of(changes):
-    arrays = implement(**changes)
-    return changed(lambda name: arrays[name])
-
-
-def first_order(*steps):
-    return dict(steps=3, second_order=lambda step: step not in steps)
-
-
+ON_SUPPORT, THREE, QUERY = "on the support points", {"inner_steps": 3}, ["query_losses"]
+ONE, EYE = f"one step, √SSE {ON_SUPPORT}, α = 0.01", np.eye(10)
 AGE = np.subtract.outer(np.arange(10), np.arange(10))
-SWAPPED = 3, 1, 2, 0, 4, 5, 6, 7, 8, 9
-ONE = "one step, √SSE on the support points, α = 0.01"
-MSE, THREE = {"loss": "mse"}, {"inner_steps": 3}
+AT_THETA = {"query_weights": lambda theta, path: [theta]}
+UPDATES = {  # words -> an update
+    ", with Adam": each(adam),
+    ", by the sign of the gradient": each(lambda gs: gs[-1].sign()),
+    ", clipped to norm 1 (all tasks)": clip(1.0),
+    ", clipped to norm 15 (tasks 1, 2, 3, ": clip(15.0, small=1e-6),
+    ", clipped to ± 0.5": each(lambda gs: gs[-1].clamp(-0.5, 0.5)),
+    ", with weight decay, α λ = 1e-06": decayed,
+    "; only w_3, b_3 adapted": lambda gs, _: [g * (i > 3) for i, g in enumerate(gs[-1])],
+}
+THREE_STEPS = {  # words -> an update
+    ", with momentum of 0.9": each(lambda gs: average(gs, 0.9)[0]),
+    ", with Adam": each(adam),
+    ", clipped to norm 1": clip(1.0),
+    ", clipped to norm 10": clip(10.0),
+}
+NETWORKS = {
+    ", with w_2 transposed": with_weights(lambda w: w.T if w.shape == (40, 40) else w),
+    ", with a ReLU after the last layer, too": network(torch.relu, last=torch.relu),
+    ", without a ReLU after the second layer": network(torch.relu, lambda h: h),
+    ", with tanh for ReLU": network(torch.tanh),
+    ", with sigmoid for ReLU": network(torch.sigmoid),
+    ", with leaky ReLU": network(leaky_relu),
+    ", without biases; only w_1, w_2, w_3": with_weights(lambda w: w * (w.dim() > 1)),
+}
 STEPS = [  # words for the fast weights, an implementation or arrays, and what is expected
-    ("one step, √SSE on the support points, α = 0.0102", dict(alpha=0.0102)),
-    ("one step, √SSE on the support points, α = 0.0100099", dict(alpha=0.0100099)),
-    ("one step, √SSE on the support points, α = -0.01", dict(alpha=-0.01)),
-    ("one step, MSE on the support points, α = 0.01", dict(loss=maml.mse)),
-    ("one step, √MSE on the support points, α = 0.01", dict(loss=rmse)),
-    ("one step, SSE on the support points, α = 0.001", dict(loss=sse, alpha=0.001)),
-    ("one step, ½ MSE on the support points, α = 0.01", dict(loss=times(0.5, maml.mse))),
-    ("one step, ½ SSE on the support points, α = 0.01", dict(loss=times(0.5, sse))),
-    ("one step, MAE on the support points, α = 0.02", dict(loss=mae, alpha=0.02)),
-    ("the sum of absolute errors", dict(loss=lambda pred, y: (pred - y).abs().sum())),
-    ("one step, Huber on the support points, α = 0.01", dict(loss=huber_loss)),
-    ("the sum of Huber losses", dict(loss=partial(huber_loss, reduction="sum"))),
-    ("one step, √SSE on the query points, α = 0.01", dict(points=(2, 2))),
-    ("√SSE (y is (N,) and broadcasts) on the support", dict(loss=broadcast(rsse))),
-    ("MSE (y is (N,) and broadcasts) on the support", dict(loss=broadcast(maml.mse))),
-    ("2 steps, √SSE on the support points, α = 0.01", dict(steps=2)),
-    ("4 steps, SSE on the support points, α = 0.001", dict(steps=4, loss=sse, alpha=0.001)),
-    ("3 steps, √SSE on the query points, α = 0.01", dict(steps=3, points=(2, 2))),
-    ("α = 0.01, with momentum of 0.9", dict(steps=3, update=each(momentum))),
-    (f"{ONE}, with Adam", dict(update=each(adam))),
-    ("α = 0.001, with Adam", dict(update=each(adam), steps=3, alpha=0.001)),
-    (f"{ONE}, by the sign of the gradient", dict(update=each(sign))),
-    ("MSE on the support points, α = 0.01, by", dict(loss=maml.mse, update=each(sign)), MSE),
-    (f"{ONE}, clipped to norm 1 (all tasks)", dict(update=clip(1.0))),
-    (f"{ONE}, clipped to norm 15 (tasks 1, 2, 3, ", dict(update=clip(15.0, small=1e-6))),
-    ("α = 0.01, clipped to norm 1", dict(steps=3, update=clip(1.0))),
-    ("α = 0.01, clipped to norm 10", dict(steps=3, update=clip(10.0))),
-    (f"{ONE}, clipped to ± 0.5", dict(update=each(lambda gs: gs[-1].clamp(-0.5, 0.5)))),
-    (f"{ONE}, with weight decay, α λ = 1e-06", dict(update=decayed)),
+    (ONE.replace("0.01", "0.0102"), {"alpha": 0.0102}),
+    (ONE.replace("0.01", "0.0100099"), {"alpha": 0.0100099}),
+    (ONE.replace("0.01", "-0.01"), {"alpha": -0.01}),
+    (ONE.replace("support", "query"), {"points": (2, 2)}),
+    ("a step, not θ' (one step, √SSE", over_tasks(EYE, theta=0)),
+    ("a step, not θ' (one step, √SSE", over_tasks(-EYE, theta=0)),
+    ("2 steps, √SSE on the support points, α = 0.01", {"steps": 2}),
+    ("4 steps, SSE on the", {"steps": 4, "loss": LOSS["SSE"], "alpha": 0.001}),
+    ("3 steps, √SSE on the query points, α = 0.01", {"steps": 3, "points": (2, 2)}),
+    ("3 steps, √SSE on the support", {"steps": 3, "predict": network(torch.tanh)}),
     (f"{ONE}, of all tasks together", over_tasks(np.ones((10, 10)))),
     (f"{ONE}, with gradients that pile up over tasks", over_tasks(np.tri(10))),
     (f"{ONE}, with momentum of 0.9 from task to task", over_tasks(np.tri(10) * 0.9**AGE)),
-    (f"{ONE}, from where the task before ended", dict(in_turn=True)),
-    ("α = 0.01, 0.02, 0.03, ", over_tasks(np.diag(np.arange(1.0, 11.0)))),
-    (f"{ONE}; only w_3, b_3 adapted", dict(update=only("w_3", "b_3"))),
+    ("α = 0.01, 0.02, 0.03, ", over_tasks(EYE * range(1, 11))),
+    ("θ itself: nothing is adapted", over_tasks(0 * EYE)),
+    ("all zero", over_tasks(0 * EYE, theta=0)),
     (f"{ONE}; fast_w_2 is transposed in the file", turned("fast_w_2")),
-    ("θ itself: nothing is adapted", over_tasks(np.zeros((10, 10)))),
-    ("all zero", by_step(lambda theta, step: 0 * step)),
-    ("a step, not θ'", by_step(lambda theta, step: step)),
-    ("a step, not θ'", by_step(lambda theta, step: -step)),
-    ("the tasks are in another order", order(FAST, *SWAPPED)),
-    ("start from θ of check.npz (b_1, b_2, b_3)", dict(start=lambda p: p * (p.dim() > 1))),
+    ("the tasks are in another order", in_order(FAST)),
+    ("start from θ of check.npz (b_1, b_2, b_3)", {"start": lambda p: p * (p.dim() > 1)}),
     (", in w_2 of all tasks", noise(1e-4, "fast_w_2")),
-    ("as expected but for 1e-3: lower precision", off("fast", 1e-3)),
-    ("as expected but for 9e-3: lower precision", off("fast", 9e-3)),
-    ("unknown: different in all arrays of all tasks; ", off("fast", 1.1e-2)),
+    ("as expected but for 9e-3: lower precision (TF32, bfloat16)?", off(FAST, 9e-3)),
+    ("unknown: different in all arrays of all tasks; ", off(FAST, 1.1e-2)),
     ("unknown: different in w_2 of all tasks; ", noise(0.005, "fast_w_2")),
-    ("unknown: different in all arrays of all tasks; ", noise(0.1, *FAST)),
-    (f"{ONE}, with w_2 transposed", dict(predict=w_2_turned)),
-    (
-        f"{ONE}, with a ReLU after the last layer",
-        dict(predict=network(torch.relu, last=torch.relu)),
-    ),
-    (f"{ONE}, without a ReLU after the second", dict(predict=network(torch.relu, lambda h: h))),
-    (f"{ONE}, with tanh for ReLU", dict(predict=network(torch.tanh))),
-    (f"{ONE}, with sigmoid for ReLU", dict(predict=network(torch.sigmoid))),
-    (f"{ONE}, with leaky ReLU", dict(predict=network(leaky_relu))),
-    ("without biases; only w_1, w_2, w_3 adapted", dict(predict=without_biases)),
-    ("3 steps, √SSE on the support", dict(predict=network(torch.tanh), steps=3)),
+    ("as expected but for ", in_float32(lambda w: w + (w.bfloat16() - w).detach())),
+    ("as expected but for ", in_float32(lambda w: w + (w.half() - w).detach())),  # as TF32
 ]
-QUERY = [  # words for the query losses
-    ("√SSE on the query points at θ", LOSS_OF_THETA),
-    ("√SSE on the support points at θ'", dict(points=(0, 0))),
-    ("√MSE on the query points at θ'", dict(query_loss=rmse)),
-    ("0.3 × √SSE on the query points at θ'", dict(query_loss=times(0.3))),
-    ("√SSE (y is (N,) and broadcasts) on the query", dict(query_loss=broadcast(rsse))),
-    ("√SSE on the query points at θ' after every step, summed", AFTER_EVERY_STEP, THREE),
+STEPS += [(f"one step, {n} {ON_SUPPORT}, α = 0.02", {"loss": LOSS[n], "alpha": 0.02}) for n in LOSS]
+STEPS += [(f"one step, {n} {ON_SUPPORT}, α = 0.01", {"loss": LOSS[n]}) for n in ("√MSE", "½ SSE")]
+STEPS += [(f"{ONE}{n}", {"update": update}) for n, update in UPDATES.items()]
+STEPS += [(f"α = 0.01{n}", {"steps": 3, "update": u}) for n, u in THREE_STEPS.items()]
+STEPS += [(f"{ONE}{n}", {"predict": predict}) for n, predict in NETWORKS.items()]
+STEPS += [
     (
-        "0.5 × √SSE on the query points at θ' plus 2 × √SSE on the support points at θ'",
-        two_losses(),
-    ),
-    (", in task 3", task_3(2e-4, "query_losses")),
-    ("the tasks are in another order", order(["query_losses"], *SWAPPED)),
-    ("unknown: different in all tasks; ", noise(0.1, "query_losses")),
-    ("all zero", changed(lambda name: np.zeros(10), ["query_losses"])),
+        "MSE on the support points, α = 0.01, by the sign",
+        {"loss": maml.mse, "update": UPDATES[", by the sign of the gradient"]},
+        {"loss": "mse"},
+    )
 ]
-NO_SECOND = "first-order: no second derivatives (create_graph=False, detach or stop_gradient)"
-GRADIENT = [  # words for the meta-gradient
-    (NO_SECOND, FIRST_ORDER),
+QUERIES = [  # words for the query losses
+    ("√SSE on the query points at θ", AT_THETA),
+    ("√SSE on the support points at θ'", {"points": (0, 0)}),
+    ("√MSE on the query points at θ'", {"query_loss": LOSS["√MSE"]}),
+    ("0.3 × √SSE on the query points at θ'", {"query_loss": lambda p, y: 0.3 * (p - y).norm()}),
+    ("√SSE (y is (N,) and broadcasts) on", {"query_loss": lambda p, y: (p - y[:, 0]).norm()}),
+    ("every step, summed", {"steps": 3, "query_weights": lambda theta, path: path}, THREE),
+    ("0.5 × √SSE on the query points at θ' plus 2 × √SSE on the support", of_two_losses()),
+    (", in task 3", changed(lambda name: EXACT[name] * (1 + 1e-4 * EYE[3]), QUERY)),
+    ("the tasks are in another order", in_order(QUERY)),
+    ("unknown: different in all tasks; ", noise(0.1, *QUERY)),
+    ("all zero", changed(lambda name: 0 * EXACT[name], QUERY)),
+]
+GRADIENTS = [  # words for the meta-gradient, with g, θ, the first-order one and θ' − θ
+    ("first-order: no second derivatives (create_graph=False, detach or stop_gradient)", FIRST),
     ("exact", EXACT, {"first_order": True}),
-    ("only the second-order part: θ is detached in θ − α g", second_order_times(1, 0)),
-    ("1 × first-order and 0.97 × the second-order part", second_order_times(0.97, 1)),
-    ("0.1 × the exact one, the mean over tasks", gradient(lambda g, _: g / 10)),
-    ("2 × the exact one, added twice", gradient(lambda g, _: 2 * g)),
-    ("-1 × the exact one, the wrong sign", gradient(lambda g, _: -g)),
-    ("exact, of tasks 0, 3 only", dict(over_tasks=lambda losses: losses[0] + losses[3])),
-    ("exact, tasks times 1, 2, 2, ", dict(over_tasks=lambda losses: 2 * sum(losses) - losses[0])),
+    ("only the second-order part: θ is detached in θ − α g", gradient(lambda g, p, f, s: g - f)),
+    ("1 × first-order and 0.97 × the", gradient(lambda g, p, f, s: 0.97 * g + 0.03 * f)),
+    ("0.1 × the exact one, the mean over tasks", gradient(lambda g, *_: g / 10)),
+    ("2 × the exact one, added twice", gradient(lambda g, *_: 2 * g)),
+    ("-1 × the exact one, the wrong sign", gradient(lambda g, *_: -g)),
+    ("exact, of tasks 0, 3 only", gradient_of(over_tasks=lambda losses: losses[0] + losses[3])),
+    ("exact, tasks times 1, 2, 2, ", gradient_of(over_tasks=lambda x: 2 * sum(x) - x[0])),
     ("exact; w_2 is transposed in the file", turned("w_2")),
-    ("another loss: √SSE on the query points at θ", gradient_of(LOSS_OF_THETA)),
-    ("another loss: √SSE on the support points at θ'", gradient_of(dict(points=(0, 0)))),
-    ("exact, plus 0.01 θ: weight decay", gradient(lambda g, theta: g + 0.01 * theta)),
-    ("new weights, not a gradient", gradient(lambda g, theta: theta - 0.001 * g)),
-    ("new weights, not a gradient: θ and a step", gradient(lambda g, theta: theta - adam_of(g))),
-    ("a step of Adam or the sign of the exact", gradient(lambda g, _: adam_of(g))),
-    ("plus 1 × the gradient of the support loss at θ of task 9", with_support(9)),
-    ("plus 1 × the gradient of the support loss at θ of all tasks", with_support(*range(10))),
-    ("first-order in the first 2 steps only", first_order(0, 1), THREE),
-    ("first-order after the first 2 steps only", first_order(2), THREE),
-    ("zero: nothing leads back to θ (detach, stop_gradient, a copy)", gradient(lambda g, _: 0 * g)),
-    ("as expected but for 2e-3, in w_2", noise(0.002, "w_2")),
+    ("the gradient of another loss: √SSE on the query points at θ", gradient_of(**AT_THETA)),
+    ("another loss: √SSE on the support points at θ'", gradient_of(points=(0, 0))),
+    ("exact, plus 0.01 θ: weight decay", gradient(lambda g, p, *_: g + 0.01 * p)),
+    ("new weights, not a gradient", gradient(lambda g, p, *_: p - 0.001 * g)),
+    (
+        "new weights, not a gradient: θ and a",
+        gradient(lambda g, p, *_: p - 0.1 * g / (abs(g) + 1e-8)),
+    ),
+    ("a step of Adam, or the sign", gradient(lambda g, *_: g / (abs(g) + 1e-8))),
+    (
+        "exact, plus 1 × the gradient of the support loss at θ of task 9",
+        gradient(lambda g, p, f, s: g - 100 * s[9]),
+    ),
+    ("the support loss at θ of all tasks", gradient(lambda g, p, f, s: g - 100 * s.sum(0))),
+    ("first-order in the first 2 steps only", {"steps": 3, "second_order": lambda n: n > 1}, THREE),
+    ("first-order after the first 2 steps", {"steps": 3, "second_order": lambda n: n < 2}, THREE),
+    (
+        "zero: nothing leads back to θ (detach, stop_gradient, a copy)",
+        gradient(lambda g, *_: 0 * g),
+    ),
+    (", in w_2", noise(0.005, "w_2")),
     ("unknown: different in all arrays; ", noise(0.1, *NAMES)),
 ]
-CASES = [("fast weights", *case) for case in STEPS]
-CASES += [("query losses", *case) for case in QUERY]
-CASES += [("meta-gradient", *case) for case in GRADIENT]
+CASES = [
+    (part, *case, {})[:4]
+    for part, cases in (
+        ("fast weights", STEPS),
+        ("query losses", QUERIES),
+        ("meta-gradient", GRADIENTS),
+    )
+    for case in cases
+]
 
 
 def say(arrays, **expected):
     """The verdict, and the words for each part."""
+    arrays = arrays if {*NAMES, *FAST} & {*arrays} else implement(**arrays)
     right, (verdict, *lines) = check.check(arrays, **expected)
     assert right == (" not " not in verdict)
     return verdict, {line[:16].strip(): line[16:] for line in lines}
 
 
-@pytest.mark.parametrize(("part", "words", "arrays", "expected"), [(*c, {})[:4] for c in CASES])
+@pytest.mark.parametrize(("part", "words", "arrays", "expected"), CASES)
 def test_what_is_computed_is_said(part, words, arrays, expected):
-    verdict, lines = say(arrays if set(NAMES) < set(arrays) else implement(**arrays), **expected)
+    verdict, lines = say(arrays, **expected)
     assert words in lines[part]
     assert f"Look at the {part} first" in verdict or "it is " in verdict
 
@@ -365,28 +325,29 @@ def test_what_depends_on_an_unknown_step_may_be_as_expected():
         assert say(arrays)[1]["meta-gradient"] == "not judged: mend the lines above first"
 
 
-IT_IS = [
-    ("MAML with √SSE, one step and α = 0.1.", dict(alpha=0.1)),
-    ("MAML with MSE, 2 steps and α = 0.01.", dict(loss=maml.mse, steps=2)),
-    ("first-order MAML with √SSE, one step and α = 0.01.", dict(second_order=lambda step: False)),
-    (None, dict(alpha=-0.01)),
-    (None, dict(query_loss=rmse)),
-    (None, dict(over_tasks=lambda losses: sum(losses) / 10)),
-    (None, dict(predict=network(torch.tanh), alpha=0.1)),
-]
-
-
-@pytest.mark.parametrize(("words", "changes"), IT_IS)
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        ("MAML with √SSE, one step and α = 0.1.", {"alpha": 0.1}),
+        ("MAML with MSE, 2 steps and α = 0.01.", {"loss": maml.mse, "steps": 2}),
+        ("first-order MAML with √SSE, one step and α = 0.01.", {"second_order": lambda n: False}),
+        ("", {"alpha": -0.01}),
+        ("", {"query_loss": LOSS["√MSE"]}),
+        ("", {"points": (2, 2)}),
+        ("", {"over_tasks": lambda losses: sum(losses) / 10}),
+        ("", {"predict": network(torch.tanh), "alpha": 0.1}),
+        ("", {"update": UPDATES["; only w_3, b_3 adapted"], "alpha": 0.1}),
+    ],
+)
 def test_it_is_another_maml_if_all_lines_say_so(words, changes):
-    verdict, _ = say(implement(**changes))
-    assert verdict.partition(": it is ")[2] == (words or "")
+    assert say(implement(**changes))[0].partition(": it is ")[2] == words
 
 
 def test_parts_that_are_not_in_the_file():
     verdict, lines = say({name: EXACT[name] for name in NAMES})
     assert verdict == "As far as the file goes, this is MAML with √SSE, one step and α = 0.01."
     assert lines["fast weights"] == lines["query losses"] == "not in the file; taken to be right"
-    verdict, lines = say({name: FIRST_ORDER[name] for name in [*FAST, *NAMES]})
+    verdict, lines = say({name: FIRST[name] for name in [*FAST, *NAMES]})
     assert ": as far as the file goes, it is first-order MAML with" in verdict
     assert say({name: EXACT[name] for name in FAST})[1]["meta-gradient"] == "not in the file"
 
@@ -398,55 +359,46 @@ def test_the_gradient_of_jax_is_exact():
     assert lines["meta-gradient"] == "exact"
 
 
-FLOAT32 = {"dtype": torch.float32}
-THREE_STEPS = dict(alpha=0.001, steps=3, second_order=lambda step: False)
-EXPECTED = {"inner_lr": 0.001, "inner_steps": 3, "first_order": True}
-RIGHT = [({"alpha": a}, {"inner_lr": a}) for a in (1e-6, 1e-4, 0.01, 0.1)]
-RIGHT += [({"alpha": a, **FLOAT32}, {"inner_lr": a}) for a in (1e-4, 1e-3, 0.01, 0.1)]
-RIGHT += [({"loss": maml.mse, "steps": 10, **d}, {**MSE, "inner_steps": 10}) for d in ({}, FLOAT32)]
-RIGHT += [({**THREE_STEPS, **d}, EXPECTED) for d in ({}, FLOAT32)]
-
-
-@pytest.mark.parametrize(("changes", "expected"), RIGHT)
-def test_what_is_right_is_said_to_be_right(changes, expected):
-    verdict, lines = say(implement(**changes), **expected)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"alpha": a}, {"inner_lr": a}) for a in (1e-4, 0.001, 0.01, 0.1)]
+    + [
+        ({"loss": maml.mse, "steps": 10}, {"loss": "mse", "inner_steps": 10}),
+        ({"steps": 3, "second_order": lambda n: False}, {"first_order": True, **THREE}),
+    ],
+)
+def test_what_is_right_is_said_to_be_right(changes, expected, dtype):
+    arrays = implement(**changes, dtype=dtype)
+    verdict, lines = say(arrays, **expected)
     assert verdict.startswith(("This is MAML with ", "This is first-order MAML with "))
-    assert verdict.endswith(", in float32.") == ("dtype" in changes)
-    assert "error" not in "".join(lines.values()) or "dtype" in changes
-    assert " not " in say(implement(**changes), inner_lr=0.5)[0]
+    assert verdict.endswith(", in float32.") == (dtype == torch.float32)
+    assert "error" not in "".join(lines.values()) or dtype == torch.float32
+    assert say(arrays, **(expected | {"inner_lr": 0.5}))[0].startswith("This is not ")
 
 
-@pytest.mark.parametrize("part", ["fast", "query", "gradient"])
-@pytest.mark.parametrize(("size", "changes"), [(1e-7, {}), (1e-4, FLOAT32)])
-def test_both_sides_of_the_tolerance(part, size, changes):
-    verdict, lines = say(off(part, 0.9 * size, **changes))
+def test_a_tiny_step_is_judged_in_float64_only():
+    assert say(implement(alpha=1e-6), inner_lr=1e-6)[0].startswith("This is MAML")
+
+
+@pytest.mark.parametrize("names", [FAST, QUERY, NAMES])
+@pytest.mark.parametrize(("size", "dtype"), [(1e-7, torch.float64), (1e-4, torch.float32)])
+def test_both_sides_of_the_tolerance(names, size, dtype):
+    verdict, lines = say(off(names, 0.9 * size, dtype=dtype))
     assert verdict.startswith("This is MAML")
     assert f"(error {check.short(0.9 * size)})" in "".join(lines.values())
-    verdict, lines = say(off(part, 1.1 * size, **changes))
+    verdict, lines = say(off(names, 1.1 * size, dtype=dtype))
     assert verdict.startswith("This is not MAML")
     assert f"as expected but for {check.short(1.1 * size)}" in "".join(lines.values())
 
 
 def test_one_array_of_float32_is_enough():
     """Others are float64 by `.item()`, or by an average in Python. Zeros are both."""
-    assert say(implement(**FLOAT32) | {n: EXACT[n] for n in FAST})[0].endswith(", in float32.")
-    arrays = off("query", 1e-5) | {"b_3": np.zeros(1)}
+    assert say(implement(dtype=torch.float32) | {n: EXACT[n] for n in FAST})[0].endswith(
+        ", in float32."
+    )
+    arrays = off(QUERY, 1e-5) | {"b_3": np.zeros(1)}
     assert "as expected but for 1e-5" in say(arrays)[1]["query losses"]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_an_exact_implementation_in_lower_precision(dtype):
-    """float16 has as many digits as TF32."""
-
-    def low(tensor):
-        return tensor + (tensor.to(dtype).float() - tensor).detach()
-
-    def predict(weights, x):
-        return maml.predict([low(w) for w in weights], low(x))
-
-    verdict, lines = say(implement(predict=predict, **FLOAT32))
-    assert "Look at the fast weights first" in verdict
-    assert "lower precision (TF32, bfloat16)?" in lines["fast weights"]
 
 
 def test_the_caller_keeps_what_he_has_set():
@@ -531,7 +483,7 @@ REFUSED = {
     "fast_b_1 of task 3 has NaN, infinity or": lambda x: {**x, "fast_b_1": nan_in_task_3(x)},
     "b_1 is int64, not float32 or float64": lambda x: {**x, "b_1": np.ones(40, int)},
     "b_1 is float16, not float32 or float64": lambda x: {**x, "b_1": np.ones(40, np.float16)},
-    "b_1 can't be read": lambda x: {**x, "b_1": np.array([{}] * 40)},
+    "yours.npz is no file of numpy.savez with": lambda x: {**x, "b_1": np.array([{}] * 40)},
 }
 
 
@@ -551,7 +503,10 @@ def test_another_file_costs_one_sentence(command, tmp_path, capsys):
     Path("torch.npz").write_bytes(saved({"w_1": torch.ones(40, 1)}))
     np.save("one.npy", np.ones(3))
     none = "can't be read: No such file or directory"
-    sentences = dict.fromkeys(("text.npz", "torch.npz", "one.npy"), "is no file of numpy.savez")
+    sentences = dict.fromkeys(
+        ("text.npz", "torch.npz", "one.npy"),
+        "is no file of numpy.savez with float32 or float64 in it",
+    )
     for name, sentence in (sentences | {"none.npz": none}).items():
         with pytest.raises(SystemExit) as end:
             check.command([name])
@@ -562,7 +517,7 @@ def test_another_file_costs_one_sentence(command, tmp_path, capsys):
 def test_the_algorithm_of_the_page_is_exact(loss):
     torch.manual_seed(0)
     meta, batch = Meta(Net(), LOSSES[loss]), Sinusoid(10, num_tasks=4).batch(range(4))
-    theta, function = list(meta.net.parameters()), {"rsse": rsse, "mse": maml.mse}[loss]
+    theta, function = list(meta.net.parameters()), LOSS[check.BY_FLAG[loss]]
     tasks = zip(*batch, strict=True)
     total = sum(maml.adapted_loss(theta, *task, loss=function) for task in tasks)
     expected = meta.meta_gradient(*batch)
