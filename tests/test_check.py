@@ -234,7 +234,10 @@ STEPS = [  # words for the fast weights, an implementation or arrays, and what i
 STEPS += [(f"one step, {n} {ON_SUPPORT}, α = 0.02", {"loss": LOSS[n], "alpha": 0.02}) for n in LOSS]
 STEPS += [(f"one step, {n} {ON_SUPPORT}, α = 0.01", {"loss": LOSS[n]}) for n in ("√MSE", "½ SSE")]
 STEPS += [(f"{ONE}{n}", {"update": update}) for n, update in UPDATES.items()]
-STEPS += [(f"α = 0.01{n}", {"steps": 3, "update": u}) for n, u in THREE_STEPS.items()]
+STEPS += [
+    (f"3 steps, √SSE {ON_SUPPORT}, α = 0.01{n}.", {"steps": 3, "update": u})
+    for n, u in THREE_STEPS.items()
+]
 STEPS += [(f"{ONE}{n}", {"predict": predict}) for n, predict in NETWORKS.items()]
 STEPS += [
     (
@@ -244,8 +247,8 @@ STEPS += [
     )
 ]
 QUERIES = [  # words for the query losses
-    ("√SSE on the query points at θ", AT_THETA),
-    ("√SSE on the support points at θ'", {"points": (0, 0)}),
+    ("√SSE on the query points at θ.", AT_THETA),
+    ("√SSE on the support points at θ'.", {"points": (0, 0)}),
     ("√MSE on the query points at θ'", {"query_loss": LOSS["√MSE"]}),
     ("0.3 × √SSE on the query points at θ'", {"query_loss": lambda p, y: 0.3 * (p - y).norm()}),
     ("√SSE (y is (N,) and broadcasts) on", {"query_loss": lambda p, y: (p - y[:, 0]).norm()}),
@@ -258,7 +261,7 @@ QUERIES = [  # words for the query losses
 ]
 GRADIENTS = [  # words for the meta-gradient, with g, θ, the first-order one and θ' − θ
     ("first-order: no second derivatives (create_graph=False, detach or stop_gradient)", FIRST),
-    ("exact", EXACT, {"first_order": True}),
+    ("exact.", EXACT, {"first_order": True}),
     ("only the second-order part: θ is detached in θ − α g", gradient(lambda g, p, f, s: g - f)),
     ("1 × first-order and 0.97 × the", gradient(lambda g, p, f, s: 0.97 * g + 0.03 * f)),
     ("0.1 × the exact one, the mean over tasks", gradient(lambda g, *_: g / 10)),
@@ -267,10 +270,10 @@ GRADIENTS = [  # words for the meta-gradient, with g, θ, the first-order one an
     ("exact, of tasks 0, 3 only", gradient_of(over_tasks=lambda losses: losses[0] + losses[3])),
     ("exact, tasks times 1, 2, 2, ", gradient_of(over_tasks=lambda x: 2 * sum(x) - x[0])),
     ("exact; w_2 is transposed in the file", turned("w_2")),
-    ("the gradient of another loss: √SSE on the query points at θ", gradient_of(**AT_THETA)),
+    ("the gradient of another loss: √SSE on the query points at θ.", gradient_of(**AT_THETA)),
     ("another loss: √SSE on the support points at θ'", gradient_of(points=(0, 0))),
     ("exact, plus 0.01 θ: weight decay", gradient(lambda g, p, *_: g + 0.01 * p)),
-    ("new weights, not a gradient", gradient(lambda g, p, *_: p - 0.001 * g)),
+    ("new weights, not a gradient.", gradient(lambda g, p, *_: p - 0.001 * g)),
     (
         "new weights, not a gradient: θ and a",
         gradient(lambda g, p, *_: p - 0.1 * g / (abs(g) + 1e-8)),
@@ -312,7 +315,7 @@ def say(arrays, **expected):
 @pytest.mark.parametrize(("part", "words", "arrays", "expected"), CASES)
 def test_what_is_computed_is_said(part, words, arrays, expected):
     verdict, lines = say(arrays, **expected)
-    assert words in lines[part]
+    assert words in f"{lines[part]}."
     assert f"Look at the {part} first" in verdict or "it is " in verdict
 
 
