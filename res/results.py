@@ -274,7 +274,10 @@ Column = Callable[[list[dict]], str]
 
 
 def groups_table(groups: dict[str, list[dict]], columns: dict[str, Column]) -> str:
-    lines = ([words, *(say(rows) for say in columns.values())] for words, rows in groups.items())
+    """Groups that have no run yet are left out."""
+    lines = (
+        [words, *(say(rows) for say in columns.values())] for words, rows in groups.items() if rows
+    )
     return markdown(["", *columns], *lines)
 
 
@@ -287,6 +290,12 @@ def median(digits: int) -> Column:
     return lambda seeds: f"{np.median(seeds):,.{digits}f}"
 
 
+def finite(draws: Sequence[float]) -> str:
+    """The median of these; without a cap, one task may make a mean of any size."""
+    middle = np.median(draws)
+    return f"{middle:.2f}" if middle < 100 else "> 100"
+
+
 def span(seeds: Sequence[float], digits: int = 0) -> str:
     return f"{min(seeds):.{digits}f}–{max(seeds):.{digits}f}"
 
@@ -297,20 +306,21 @@ NUMBER = {"seeds": lambda rows: f"{len(rows)}"}
 
 def paper_row_table(run_rows: list[dict], kept: str) -> str:
     """Start, step size and gradient, by the paper's Table 2."""
-    own = chosen(run_rows, q_query=10, kept=kept)
+    own = [row for row in chosen(run_rows, q_query=10, kept=kept) if row["draw_1"] > 0]
     cells = itertools.product(runs.STARTS, (0.001, 0.01), runs.GRADIENTS)
     groups = {
         f"{start}, α = {alpha}, {g}": chosen(own, start=start, inner_lr=alpha, gradient=g)
         for start, alpha, g in cells
     }
     columns = {counted(n): each(f"mse_{n}") for n in TABLE_2}
-    columns |= {f"draw, {counted(n)}": each(f"draw_{n}", median(2)) for n in TABLE_2}
+    columns |= {f"draw, {counted(n)}": each(f"draw_{n}", finite) for n in TABLE_2}
     near = {
         "draws near": lambda shares: f"{100 * np.mean(shares):.0f} %",
         "seeds with half": lambda shares: f"{np.sum(np.array(shares) >= 0.5)}",
         "seeds with none": lambda shares: f"{np.sum(np.array(shares) == 0)}",
     }
-    return groups_table(groups, columns | {w: each("near_paper", say) for w, say in near.items()})
+    columns |= {words: each("near_paper", say) for words, say in near.items()}
+    return groups_table(groups, NUMBER | columns)
 
 
 def paper_rows(run_rows: list[dict], **values: object) -> list[dict]:
@@ -358,7 +368,6 @@ def inner_steps_table(run_rows: list[dict]) -> str:
         f"{counted(steps)}, α = {alpha}": chosen(exact, inner_lr=alpha, inner_steps=steps)
         for steps, alpha in pairs
     }
-    groups = {words: rows for words, rows in groups.items() if rows}
     return groups_table(groups, NUMBER | ERRORS)
 
 
@@ -397,9 +406,10 @@ def stuck(rows: list[dict], run_rows: list[dict]) -> str:
 def settings_table(run_rows: list[dict]) -> str:
     """The runs that get stuck, by their settings; weights and tasks of the same seed."""
     best = measured(chosen(run_rows, kept="best", epochs=runs.EPOCHS))
-    words, groups = "{loss}, {start}, Q = {q_query:g}, α = {inner_lr:g}, {inner_steps:g}", {}
+    words, groups = "{unit}, {start}, Q = {q_query:g}, α = {inner_lr:g}, {inner_steps:g}", {}
     for row in best:
-        groups.setdefault(words.format(**row), []).append(row)
+        words_of_row = words.format(unit=main.UNITS[row["loss"]], **row)
+        groups.setdefault(words_of_row, []).append(row)
     columns = {g: lambda rows, g=g: stuck(chosen(rows, gradient=g), best) for g in runs.GRADIENTS}
     return groups_table(groups, columns)
 
