@@ -199,7 +199,8 @@ def train(args: Namespace, device: str) -> None:
             loss = meta(*batch)  # lines 4 to 8
             losses.append(loss)
             if not math.isfinite(loss):
-                raise Failure(f"loss {loss} at iteration {len(losses)}: try a smaller step size")
+                where = f"at iteration {len(losses)}"
+                raise Failure(f"the loss is {loss} {where}: try a smaller step size")
             if len(losses) % VALIDATE_EVERY == 0 or len(losses) == args.epochs:
                 validation = validate(meta, args.k_shot, device)
                 if validation < min(validations.values(), default=math.inf):
@@ -295,15 +296,13 @@ def resume(path: Path, args: Namespace, meta: Meta) -> Results:
 
 
 def write_results(args: Namespace, results: Results) -> None:
-    """The weights of a run, its losses as CSV, and their graph.
-
-    Raises a `Failure` if no validation loss is finite.
-    """
+    """The weights of a run, its losses as CSV, and their graph. Raises a `Failure` without any."""
     losses, validations, best = results
-    lowest = min(validations.values(), default=math.inf)
+    if not validations:
+        raise Failure("the run has no results, because it ended before its first validation")
+    lowest = min(validations.values())
     if lowest == math.inf:
-        advice = "try a smaller step size" if validations else "there was none at all"
-        raise Failure(f"no validation loss was finite: {advice}")
+        raise Failure("no validation loss was finite: try a smaller step size")
     name = run_name(args)
     graph = Path("res", "loss_final.png" if name == "k=10" else f"loss_final({name}).png")
     numbers = graph.with_suffix(".csv")
@@ -351,7 +350,7 @@ def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
     except OSError as error:
         raise OSError(f"{path} can't be written: {error.strerror}") from error
     finally:
-        if os.path.exists(temporary):
+        if os.path.exists(temporary):  # `unlink` may fail, and hide the sentence
             temporary.unlink()
 
 
@@ -396,7 +395,8 @@ def files_to_measure(args: Namespace) -> dict[str, Path]:
     Pretraining does not use α: the baseline of the α that is asked for will do, or of the default.
     """
     method = "first-order" if args.first_order else "MAML"
-    files = {args.name or (method if args.inner_steps else PRETRAINED): weights_file(args)}
+    label = method if args.inner_steps else PRETRAINED
+    files = {f"{label}, {args.name}" if args.name else label: weights_file(args)}
     if args.weights:  # quotes tell it from the other labels, escapes suit any font
         files = {ascii(args.weights.name): args.weights}
     if args.inner_steps:

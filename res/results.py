@@ -203,7 +203,7 @@ def counted(number: int) -> str:
 
 def seeds_cell(seeds: Sequence[float]) -> str:
     """The median of the seeds with the lowest and the highest, or the number of a single one."""
-    median, low, high = (f"{number(seeds):.2f}" for number in (np.median, np.min, np.max))
+    median, low, high = (f"{score(seeds):.2f}" for score in (np.median, np.min, np.max))
     # A cell does not break at its blank.
     return median if len(seeds) == 1 else f"{median}\N{NO-BREAK SPACE}({low}–{high})"
 
@@ -354,9 +354,13 @@ def pairs_table(run_rows: list[dict]) -> str:
     for steps in (1, 10):
         cells = []
         for alpha in runs.ALPHAS:
-            pair = (alpha_rows(run_rows, alpha, gradient) for gradient in runs.GRADIENTS)
-            exact, first_order = ([row[f"mse_{steps}"] for row in rows] for rows in pair)
-            cells.append(f"{np.sum(np.less(exact, first_order))} of {len(exact)}")
+            exact, first_order = (
+                {row["weights_seed"]: row[f"mse_{steps}"] for row in alpha_rows(run_rows, alpha, g)}
+                for g in runs.GRADIENTS
+            )
+            seeds = exact.keys() & first_order.keys()
+            higher = sum(first_order[seed] > exact[seed] for seed in seeds)
+            cells.append(f"{higher} of {len(seeds)}")
         lines.append([f"after {counted(steps)}", *cells])
     return markdown(["first-order is higher", *(f"α = {alpha:g}" for alpha in runs.ALPHAS)], *lines)
 
@@ -382,35 +386,41 @@ def equal_time_table(run_rows: list[dict]) -> str:
     return groups_table(groups, NUMBER | ERRORS | {"stuck": lambda rows: stuck(rows, run_rows)})
 
 
+def of_each_seed(run_rows: list[dict]) -> list[dict]:
+    """For each seed the first run in the file that has its weights and its tasks."""
+    rows = {}
+    for row in run_rows:
+        if row["weights_seed"] == row["tasks_seed"]:
+            rows.setdefault(row["weights_seed"], row)
+    return [*rows.values()]
+
+
 def is_stuck(row: dict, run_rows: list[dict]) -> bool:
     """Whether the validation loss of a run is far above the median of the exact ones like it."""
     alike = {name: row[name] for name in ("loss", "q_query", "start", "inner_lr", "inner_steps")}
-    exact = measured(chosen(run_rows, gradient="exact", kept="best", **alike))
-    limit = (1.2 if row["loss"] == "rsse" else 1.5) * np.median(
-        [r["validation_loss"] for r in exact]
-    )
-    return row["validation_loss"] > limit
-
-
-def measured(run_rows: list[dict], yes: bool = True) -> list[dict]:
-    """The runs that were measured, or those that were only validated."""
-    return [row for row in run_rows if math.isnan(row["mse_1"]) != yes]
+    exact = of_each_seed(chosen(run_rows, gradient="exact", kept="best", **alike))
+    middle = np.median([other["validation_loss"] for other in exact])
+    return row["validation_loss"] > (1.2 if row["loss"] == "rsse" else 1.5) * middle
 
 
 def stuck(rows: list[dict], run_rows: list[dict]) -> str:
     """How many runs are stuck, and which seeds."""
     seeds = [f"{row['weights_seed']:g}" for row in rows if is_stuck(row, run_rows)]
-    return f"{len(seeds)} of {len(rows)}" + f" (seeds {', '.join(seeds)})" * bool(seeds)
+    words = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds)}"
+    return f"{len(seeds)} of {len(rows)}" + f" ({words})" * bool(seeds)
 
 
 def settings_table(run_rows: list[dict]) -> str:
     """The runs that get stuck, by their settings; weights and tasks of the same seed."""
-    best = measured(chosen(run_rows, kept="best", epochs=runs.EPOCHS))
-    words, groups = "{unit}, {start}, Q = {q_query:g}, α = {inner_lr:g}, {inner_steps:g}", {}
+    best = chosen(run_rows, kept="best", epochs=runs.EPOCHS)
+    words, groups = "{unit}, {start}, Q = {q_query:g}, α = {inner_lr:g}, {steps}", {}
     for row in best:
-        words_of_row = words.format(unit=main.UNITS[row["loss"]], **row)
-        groups.setdefault(words_of_row, []).append(row)
-    columns = {g: lambda rows, g=g: stuck(chosen(rows, gradient=g), best) for g in runs.GRADIENTS}
+        steps, unit = counted(int(row["inner_steps"])), main.UNITS[row["loss"]]
+        groups.setdefault(words.format(unit=unit, steps=steps, **row), []).append(row)
+    columns = {
+        g: lambda rows, g=g: stuck(of_each_seed(chosen(rows, gradient=g)), best)
+        for g in runs.GRADIENTS
+    }
     return groups_table(groups, columns)
 
 
@@ -419,41 +429,45 @@ def wilson(count: int, of: int) -> str:
     rate, z = count / of, 1.96
     middle = rate + z**2 / (2 * of)
     half = z * np.sqrt(rate * (1 - rate) / of + (z / (2 * of)) ** 2)
-    return span([100 * (middle + sign * half) / (1 + z**2 / of) for sign in (-1, 1)]) + " %"
+    ends = [100 * (middle + sign * half) / (1 + z**2 / of) for sign in (-1, 1)]
+    return span([max(0.0, end) for end in ends]) + " %"
 
 
-def fisher(one: int, other: int, of: int) -> float:
-    """Fisher's exact test, two-sided: the p-value of two counts of so many each."""
+def fisher(one: int, of_one: int, other: int, of_other: int) -> float:
+    """Fisher's exact test, two-sided: the p-value of two counts."""
     total = one + other
-    ways = [math.comb(of, k) * math.comb(of, total - k) for k in range(total + 1)]
-    return sum(way for way in ways if way <= ways[one]) / math.comb(2 * of, total)
+    ways = {k: math.comb(of_one, k) * math.comb(of_other, total - k) for k in range(total + 1)}
+    return sum(n for n in ways.values() if n <= ways[one]) / math.comb(of_one + of_other, total)
+
+
+def default_rows(run_rows: list[dict], **values: object) -> list[dict]:
+    return chosen(run_rows, loss="rsse", epochs=runs.EPOCHS, kept="best", **values)
 
 
 def fifty_table(run_rows: list[dict]) -> str:
     """How many of the seeds 0 to 49 get stuck."""
-    default = measured(chosen(run_rows, loss="rsse", epochs=runs.EPOCHS, kept="best"))
-    pair = {gradient: chosen(default, gradient=gradient) for gradient in runs.GRADIENTS}
-    counts = [sum(is_stuck(row, run_rows) for row in rows) for rows in pair.values()]
-    lines = [
-        [gradient, stuck(rows, run_rows), wilson(count, len(rows))]
-        for (gradient, rows), count in zip(pair.items(), counts, strict=True)
-    ]
-    p = ["Fisher's exact test", f"p = {fisher(*counts, 50):.2g}", ""]
+    lines, counts = [], []
+    for gradient in runs.GRADIENTS:
+        own = of_each_seed(default_rows(run_rows, gradient=gradient))
+        count = sum(is_stuck(row, run_rows) for row in own)
+        counts += [count, len(own)]
+        lines.append([gradient, stuck(own, run_rows), wilson(count, len(own))])
+    p = ["Fisher's exact test", f"p = {fisher(*counts):.2g}", ""]
     return markdown(["", "stuck", "95 % confidence interval"], *lines, p)
 
 
 def stuck_table(run_rows: list[dict]) -> str:
     """How many runs get stuck, of ten from the same initial weights on other training tasks."""
-    lines = []
+    lines, compiled = [], default_rows(run_rows, weights="compiled")
     for seed in (0, 5, 7):
         cells, counts = [], []
         for gradient in runs.GRADIENTS:
-            own = chosen(run_rows, loss="rsse", gradient=gradient, weights_seed=seed)
-            own = measured(own, False)
-            counts.append(sum(is_stuck(row, run_rows) for row in own))
+            own = chosen(compiled, gradient=gradient, weights_seed=seed)
+            count = sum(is_stuck(row, run_rows) for row in own)
+            counts += [count, len(own)]
             losses = span([row["validation_loss"] for row in own], 2)
-            cells.append(f"{counts[-1]} of {len(own)}\N{NO-BREAK SPACE}({losses})")
-        lines.append([f"seed {seed}", *cells, f"{fisher(*counts, 10):.1g}"])
+            cells.append(f"{count} of {len(own)}\N{NO-BREAK SPACE}({losses})")
+        lines.append([f"seed {seed}", *cells, f"{fisher(*counts):.1g}"])
     return markdown(["initial weights", *runs.GRADIENTS, "p"], *lines)
 
 
@@ -553,9 +567,10 @@ def draw_alpha(path: Path, run_rows: list[dict]) -> None:
 
 def command() -> None:
     parser = argparse.ArgumentParser(description="Makes the tables and pictures of the pages.")
-    parser.add_argument("--write", action="store_true", help="put all into res/ and the pages")
-    parser.add_argument("--check", action="store_true", help="only compare with res/results.csv")
-    args = parser.parse_args()
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--write", action="store_true", help="put all into res/ and the pages")
+    what.add_argument("--check", action="store_true", help="only compare with res/results.csv")
+    args, run_rows = parser.parse_args(), read_rows(runs.CSV)
     todo = measurements()
     with Pool(os.cpu_count(), runs.ignore_interrupts) as pool:
         measured = tqdm(pool.imap(measure, todo), total=len(todo))
@@ -563,14 +578,14 @@ def command() -> None:
     if args.check:
         sys.exit("\n".join(differences(rows)) or None)
 
-    run_rows = read_rows(runs.CSV)
+    if args.write:
+        write_rows(RESULTS, rows)
     tables = blocks(rows, run_rows)
     if args.write:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()  # pictures are the same, whatever the user's settings
             draw_seeds(ROOT / "res/seeds.png", rows)
             draw_alpha(ROOT / "res/alpha.png", run_rows)
-        write_rows(RESULTS, rows)
         fill(tables, "results.py")
     for name, table in tables.items():
         print(f"\n{name}\n{table}")

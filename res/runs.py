@@ -1,12 +1,13 @@
 """The runs whose weights are not included: trains those that res/runs.csv does not have yet.
 
-python3 res/runs.py    two to five minutes a run on a core; stop it and start it as you like
+python3 res/runs.py    two to five minutes a run on a core; stop it and start it as you like: what
+                       is done stays, and runs that have begun are trained again
 
 A run is the settings of `Run`. Each row of res/runs.csv is a run and the weights that were kept of
 it: the "best" by validation, the best of its first 70,000 iterations, or the "last". Then come
 their scores:
 
-- validation_loss: the lowest of the run
+- validation_loss: the lowest so far
 - mse_1 to capped_10: on the test tasks after 1, 2, 5 and 10 steps the mean MSE with the cap, the
   MSE of the median task, and how many tasks are capped
 - draw_1, draw_5, draw_10, near_paper: the test of the authors' code, drawn 300 times; the median
@@ -116,7 +117,7 @@ def train(run: Run) -> Iterator[tuple[str, float, Meta]]:
             nn.init.zeros_(p) if name[0] == "b" else nn.init.trunc_normal_(p, 0, 0.01, -0.02, 0.02)
     tasks = Sinusoid(10, run.q_query, seed=(main.TRAIN, run.tasks_seed))
     meta.compile_gradient(*tasks.batch(range(run.batch_size)))
-    batches, lowest = meta_batches(tasks, run.batch_size), float("inf")
+    batches, lowest, best = meta_batches(tasks, run.batch_size), float("inf"), main.snapshot(net)
     for iteration in range(1, run.epochs + 1):
         meta(*next(batches))
         if iteration % main.VALIDATE_EVERY == 0:
@@ -136,7 +137,7 @@ def load(run: Run) -> tuple[str, float, Meta]:
     words = f"--seed {run.weights_seed} --loss {run.loss} --batch_size {run.batch_size} "
     words += f"--inner_lr {run.inner_lr} --inner_steps {run.inner_steps}"
     args = main.parse((words + " --first_order" * (run.gradient == "first-order")).split())
-    meta = main.load(main.weights_file(args), args, "cpu")
+    meta = main.load(CSV.parent.parent / main.weights_file(args), args, "cpu")
     return BEST, main.validate(meta, 10, "cpu"), meta
 
 
@@ -185,12 +186,8 @@ def test_of_the_authors(meta: Meta) -> dict[str, float]:
 
 def query_errors(meta: Meta, k_x: Tensor, k_y: Tensor, q_x: Tensor, q_y: Tensor) -> Tensor:
     """The MSE of every task on its query points, after the steps of the paper's Table 2."""
-    fast, errors = None, []
-    for step in range(1, 11):
-        fast = meta.adapt(k_x, k_y, 1, fast)
-        if step in TABLE_2:
-            errors.append(mse(meta.net(q_x, fast), q_y))
-    return torch.stack(errors)  # (3, tasks)
+    fast = meta.adapt(k_x, k_y, max(TABLE_2))
+    return torch.stack([mse(meta.net(q_x, fast[steps]), q_y) for steps in TABLE_2])  # (3, tasks)
 
 
 def steepness(meta: Meta, k_x: Tensor, k_y: Tensor, weights: Fast) -> tuple[Tensor, Tensor]:
@@ -208,7 +205,8 @@ def steepness(meta: Meta, k_x: Tensor, k_y: Tensor, weights: Fast) -> tuple[Tens
 
     v = [part.detach() for part in gradient]
     for _ in range(100):
-        v = [part / norms(v).reshape(-1, *[1] * (part.dim() - 1)) for part in v]
+        size = norms(v)
+        v = [part / size.reshape(-1, *[1] * (part.dim() - 1)) for part in v]
         before, v = v, torch.autograd.grad(gradient, at, v, retain_graph=True)  # H v
     pairs = zip(before, v, strict=True)
     return norms(gradient).detach(), sum((one * other).flatten(1).sum(1) for one, other in pairs)

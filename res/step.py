@@ -69,8 +69,7 @@ HALVES = {
 
 
 def load(learner: str, seed: int) -> Meta:
-    run = results.Measurement(LEARNERS[learner], seed, 10)
-    return main.load(results.ROOT / run.file(), run.args(), "cpu")
+    return results.Measurement(LEARNERS[learner], seed, 10).learner()
 
 
 def measure(job: tuple[str, int]) -> list[dict]:
@@ -110,7 +109,8 @@ def cosine(meta: Meta) -> float:
 def best_alpha(meta: Meta) -> float:
     """The MSE after one step if every task has the best of ALPHAS, by its whole curve."""
     (k_x, k_y, y), own, errors = first_tasks(FEW), meta.inner_lr, []
-    for meta.inner_lr in ALPHAS:
+    for alpha in ALPHAS:
+        meta.inner_lr = alpha
         errors.append(mse(curves(meta, k_x, k_y, 1)[1], y))
     meta.inner_lr = own
     return torch.stack(errors).amin(0).mean().item()
@@ -135,14 +135,16 @@ def overshoot(meta: Meta) -> dict[str, float]:
     """
     k_x, k_y, y = first_tasks(STEEP)
     _, first, second = (mse(pred, y) for pred in curves(meta, k_x, k_y, 2))
-    k_x, k_y, scores = k_x.float(), k_y.float(), {}
-    for at, fast in zip(("theta", "fast"), meta.adapt(k_x, k_y, 1), strict=True):
-        norm, curvature = runs.steepness(meta, k_x, k_y, fast)
-        size = meta.inner_lr * curvature
-        scores |= {f"norm_{at}": norm.mean().item(), f"size_{at}": size.mean().item()}
-    steep, worse = size > 2, second > first
+    k_x, k_y = k_x.float(), k_y.float()
+    theta, fast = (runs.steepness(meta, k_x, k_y, w) for w in meta.adapt(k_x, k_y, 1))
+    steep, worse = meta.inner_lr * fast[1] > 2, second > first
     counts = {"steep": steep, "steep_worse": steep & worse, "other_worse": ~steep & worse}
-    return scores | {name: tasks.sum().item() for name, tasks in counts.items()}
+    return {name: tasks.sum().item() for name, tasks in counts.items()} | {
+        "norm_theta": theta[0].mean().item(),
+        "norm_fast": fast[0].mean().item(),
+        "size_theta": meta.inner_lr * theta[1].mean().item(),
+        "size_fast": meta.inner_lr * fast[1].mean().item(),
+    }
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -181,16 +183,16 @@ def both(score: str) -> results.Column:
 
 
 def share(count: str, of: Callable[[dict], float]) -> results.Column:
-    """The percentage of tasks, of all seeds together."""
-    return lambda rows: f"{100 * sum(r[count] for r in rows) / sum(map(of, rows)):.0f} %"
+    """The number of tasks, of all seeds together."""
+    return lambda rows: f"{sum(row[count] for row in rows):g} of {sum(map(of, rows)):g}"
 
 
 OVERSHOOT = {
     "norm of the gradient, θ → θ'": both("norm"),
     "α λ, θ → θ'": both("size"),
     "tasks with α λ > 2 at θ'": share("steep", lambda row: STEEP),
-    "of these, worse after the second step": share("steep_worse", lambda row: row["steep"]),
-    "of the others": share("other_worse", lambda row: STEEP - row["steep"]),
+    "worse after the second step": share("steep_worse", lambda row: row["steep"]),
+    "worse, of the other tasks": share("other_worse", lambda row: STEEP - row["steep"]),
 }
 
 
@@ -201,7 +203,8 @@ def draw_halves(path: Path) -> None:
     """The drawn task of the other pictures, with all its points in one half of the inputs."""
     figure = Figure(figsize=(8.3, 7), dpi=150, layout="constrained")
     panels = iter(figure.subplots(2, 2, sharex=True, sharey=True).flat)
-    for points, name in itertools.product(list(HALVES)[2:], (MAML, PRETRAINED)):
+    points_in_a_half = [points for points in HALVES if points.startswith("10")]
+    for points, name in itertools.product(points_in_a_half, (MAML, PRETRAINED)):
         (shots, kind, seen), axes = HALVES[points], next(panels)
         tasks = kind(shots, 0, num_tasks=1, seed=(main.DRAWN, 0))
         k_x, k_y, _, _ = tasks.batch([0])
