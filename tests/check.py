@@ -567,8 +567,7 @@ def find_all(yours: Mapping[str, Tensor], expected: Expected) -> dict[str, Found
     ways = ways_to_query_losses(learner, expected, path_of(step, learner), losses)
     query = Found(MISSING, True, next(ways)) if losses is None else find(losses, ways, tolerance)
     if query.known:
-        right = query.right and not learner.network
-        query = query._replace(words=f"{query.words}{learner.network}", right=right)
+        query = query._replace(words=f"{query.words}{learner.network}")
 
     terms = [*zip(query.times, query.way.setting, strict=False)]
     ways = ways_to_gradient(learner, expected, step, terms)

@@ -138,6 +138,16 @@ def over_tasks(matrix, theta=1.0):
     return changed(array, FAST)
 
 
+def shifted(size):
+    """Fast weights whose starts are off by so many times the mean step."""
+    length = sum((step**2).sum() for step in STEP.values()) ** 0.5
+    shifts = {
+        name: size * length * RANDOM.standard_normal(THETA[name].shape) / 1761**0.5
+        for name in NAMES
+    }
+    return changed(lambda name: EXACT[name] + shifts[name[5:]], FAST)
+
+
 def noise(size, *names):
     return changed(lambda n: EXACT[n] * (1 + size * RANDOM.standard_normal(EXACT[n].shape)), names)
 
@@ -224,6 +234,8 @@ STEPS = [  # words for the fast weights, an implementation or arrays, and what i
     (f"{ONE}; fast_w_2 is transposed in the file", turned("fast_w_2")),
     ("the tasks are in another order", in_order(FAST)),
     ("start from θ of check.npz (b_1, b_2, b_3)", {"start": lambda p: p * (p.dim() > 1)}),
+    ("do not start from θ of check.npz (w_1, b_1, w_2, b_2, w_3, ", shifted(20)),
+    ("unknown: different in all arrays of all tasks; ", shifted(1)),
     (", in w_2 of all tasks", noise(1e-4, "fast_w_2")),
     ("as expected but for 9e-3: lower precision (TF32, bfloat16)?", off(FAST, 9e-3)),
     ("unknown: different in all arrays of all tasks; ", off(FAST, 1.1e-2)),
@@ -324,6 +336,8 @@ def test_what_depends_on_an_unknown_step_may_be_as_expected():
     lines = say(noise(0.1, *FAST))[1]
     assert lines["query losses"] == "as expected, but not of these fast weights"
     assert lines["meta-gradient"] == "exact"
+    zero = noise(0.1, *FAST) | {name: 0 * EXACT[name] for name in NAMES}
+    assert say(zero)[1]["meta-gradient"].startswith("zero: ")
     for arrays in (noise(0.1, *EXACT), implement(update=clip(1.0, held=True))):
         assert say(arrays)[1]["meta-gradient"] == "not judged: mend the lines above first"
 
@@ -335,7 +349,7 @@ def test_what_depends_on_an_unknown_step_may_be_as_expected():
         ("MAML with MSE, 2 steps and α = 0.01.", {"loss": maml.mse, "steps": 2}),
         ("first-order MAML with √SSE, one step and α = 0.01.", {"second_order": lambda n: False}),
         ("", {"alpha": -0.01}),
-        ("", {"query_loss": LOSS["√MSE"], "alpha": 0.1}),
+        ("", {"query_loss": maml.mse, "alpha": 0.1}),
         ("", {"points": (2, 2), "alpha": 0.1}),
         ("", {"over_tasks": lambda losses: sum(losses) / 10}),
         ("", {"predict": network(torch.tanh), "alpha": 0.1}),
@@ -482,6 +496,7 @@ REFUSED = {
     },
     "there is none of fast_w_1, ": lambda x: {},
     "w_1 is (1, 40), not (40, 1)": lambda x: {**x, "w_1": x["w_1"].T},
+    "w_3 has NaN, infinity or": lambda x: {**x, "w_3": x["w_3"] + np.inf},
     "b_1 has NaN, infinity or": lambda x: {**x, "b_1": x["b_1"] * np.nan},
     "fast_b_1 of task 3 has NaN, infinity or": lambda x: {**x, "fast_b_1": nan_in_task_3(x)},
     "b_1 is int64, not float32 or float64": lambda x: {**x, "b_1": np.ones(40, int)},
