@@ -233,6 +233,7 @@ STEPS = [  # words for the fast weights, an implementation or arrays, and what i
     ("all zero", over_tasks(0 * EYE, theta=0)),
     (f"{ONE}; fast_w_2 is transposed in the file", turned("fast_w_2")),
     ("the tasks are in another order", in_order(FAST)),
+    ("all tasks have the same fast weights", over_tasks(0 * EYE + EYE[0])),
     ("start from θ of check.npz (b_1, b_2, b_3)", {"start": lambda p: p * (p.dim() > 1)}),
     ("do not start from θ of check.npz (w_1, b_1, w_2, b_2, w_3, ", shifted(20)),
     ("unknown: different in all arrays of all tasks; ", shifted(1)),
@@ -382,6 +383,7 @@ def test_the_gradient_of_jax_is_exact():
     [({"alpha": a}, {"inner_lr": a}) for a in (1e-4, 0.001, 0.01, 0.1)]
     + [
         ({"loss": maml.mse, "steps": 10}, {"loss": "mse", "inner_steps": 10}),
+        ({"alpha": 0.1, "steps": 10}, {"inner_lr": 0.1, "inner_steps": 10}),
         ({"steps": 3, "second_order": lambda n: False}, {"first_order": True, **THREE}),
     ],
 )
