@@ -31,6 +31,7 @@ def test_shapes_and_type():
             Sinusoid(**{"k_shot": 5, name: 0})
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         next(meta_batches(Sinusoid(5), 0))
+    assert all(points.is_meta for points in next(meta_batches(Sinusoid(5), 3, device="meta")))
 
 
 def test_the_ranges_of_the_paper_are_filled():
@@ -91,14 +92,20 @@ def test_an_integer_names_a_stream_of_its_own():
     assert Sinusoid(10, num_tasks=1, seed=np.int64(98)).amplitude.item() == firsts[-1]
 
 
-@pytest.mark.parametrize("start", [1, BLOCK - 1, BLOCK, 3 * BLOCK + 7])
-def test_a_run_may_start_at_any_iteration(start):
-    """It gets what a run gets that came there: of eleven tasks 0 1 2, then 3 4 5, … 9 10 0, …"""
-    tasks, end = Sinusoid(10, num_tasks=11, seed=(1, 0)), 4 * BLOCK
-    whole = itertools.islice(meta_batches(tasks, 3), start, end)
+STARTS = [(3, 1), (3, BLOCK - 1), (3, BLOCK), (3, 3 * BLOCK + 7), (300, 25), (300, 30), (8001, 2)]
+
+
+@pytest.mark.parametrize(("size", "start"), STARTS)
+def test_a_run_may_start_at_any_iteration(size, start):
+    """It gets what a run gets that came there: of eleven tasks 0 1 2, then 3 4 5, … 9 10 0, …
+
+    The more tasks a meta-batch has, the fewer are drawn at once.
+    """
+    tasks, end = Sinusoid(10, num_tasks=11, seed=(1, 0)), start + 30 // size + 3
+    whole = itertools.islice(meta_batches(tasks, size), start, end)
     tasks.batch(range(5))
-    rest = itertools.islice(meta_batches(tasks, 3, start), end - start)
+    rest = itertools.islice(meta_batches(tasks, size, start), end - start)
     for iteration, batch, expected in zip(range(start, end), rest, whole, strict=True):
         assert all(map(torch.equal, batch, expected))
-        indices = [(3 * iteration + i) % 11 for i in range(3)]
+        indices = (size * iteration + np.arange(size)) % 11
         assert torch.equal(batch[1], tasks.target(indices, batch[0]))
