@@ -20,8 +20,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+import data
 import main
-from data import meta_batches
 from net import Net
 
 ROOT = Path(main.__file__).parent
@@ -68,8 +68,9 @@ class Output(NamedTuple):
 def program(tmp_path, monkeypatch, capsys):
     """The command line in this process and in a folder of its own: `program("--epochs 12")`.
 
-    There is a validation every 5 iterations, and a checkpoint after each. With `interrupt_at=7`,
-    Ctrl-C comes in iteration 7 of the call. It runs on the CPU: a GPU rounds otherwise.
+    There is a validation every 5 iterations, a checkpoint after each, and a block of inputs for 4.
+    With `interrupt_at=7`, Ctrl-C comes in iteration 7 of the call. It runs on the CPU: a GPU rounds
+    otherwise.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -77,10 +78,11 @@ def program(tmp_path, monkeypatch, capsys):
     small = {"VALIDATION_TASKS": 20, "VALIDATE_EVERY": 5, "TEST_TASKS": 50, "CHECKPOINT_EVERY": -1}
     for name, value in small.items():
         monkeypatch.setattr(main, name, value)
+    monkeypatch.setattr(data, "BLOCK", 4)
 
     def call(words: str, interrupt_at: int = 10**9) -> Output:
         def batches(*settings):
-            yield from itertools.islice(meta_batches(*settings), interrupt_at - 1)
+            yield from itertools.islice(data.meta_batches(*settings), interrupt_at - 1)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:

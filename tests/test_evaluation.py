@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_weights
@@ -17,6 +18,14 @@ from net import LOSSES, AnyNet, Net
 
 pytestmark = pytest.mark.usefixtures("figures")
 
+
+class Lines(Sinusoid):
+    """Other tasks: `main.Tasks` says what is trained, validated, drawn and tested."""
+
+    def target(self, indices, x):
+        return torch.from_numpy(self.amplitude[indices] * np.asarray(x) + self.phase[indices])
+
+
 SETTINGS = [
     "--k_shot 5 --batch_size 25 --inner_lr 0.02 --outer_lr 0.05 --loss mse",  # the last is worse
     "--seed 3 --inner_steps 2 --first_order",
@@ -26,13 +35,14 @@ SETTINGS = [
 @pytest.mark.parametrize("words", SETTINGS)
 def test_training_is_the_sum_of_its_parts(program, monkeypatch, words):
     """Weights and tasks are those of the seed, and the best on the validation tasks are kept."""
+    monkeypatch.setattr(main, "Tasks", Lines)
     monkeypatch.setattr(main, "VALIDATION_TASKS", 107)  # more than are computed at once
     output, args = program(f"--epochs 12 {words}"), main.parse(words.split())
     torch.manual_seed(args.seed)
     settings = (args.inner_lr, args.outer_lr, args.inner_steps, args.first_order)
     meta, kept = Meta(Net(), LOSSES[args.loss], *settings), {}  # weights by their validation loss
-    held_out = Sinusoid(args.k_shot, num_tasks=107, seed=(main.VALIDATION,)).batch(range(107))
-    batches = meta_batches(Sinusoid(args.k_shot, seed=(main.TRAIN, args.seed)), args.batch_size)
+    held_out = Lines(args.k_shot, num_tasks=107, seed=(main.VALIDATION,)).batch(range(107))
+    batches = meta_batches(Lines(args.k_shot, seed=(main.TRAIN, args.seed)), args.batch_size)
     for iteration in range(1, 13):
         meta(*next(batches))
         if iteration in (5, 10, 12):
@@ -43,13 +53,12 @@ def test_training_is_the_sum_of_its_parts(program, monkeypatch, words):
     torch.testing.assert_close(torch.load(path), dict(kept[min(kept)]), rtol=0, atol=0)
 
 
-def test_the_default_run_learns_with_known_losses():
-    """They are the same on any machine, and each is that of tasks that are new to the net."""
+def test_the_default_run_begins_with_known_losses():
+    """They are the same on any machine. Later ones depend on how a processor rounds."""
     meta, batches = Meta(Net()), meta_batches(Sinusoid(10, seed=(main.TRAIN, 0)), 10)
-    losses = [meta(*next(batches)) for _ in range(1000)]
-    assert losses[:2] == pytest.approx([13.493226833995, 12.891548881196], rel=1e-9)
-    later = [losses[9], losses[99], losses[999]]
-    assert later == pytest.approx([10.350103507709, 7.294842305821, 4.019852016439], rel=1e-9)
+    losses = [meta(*next(batches)) for _ in range(10)]
+    expected = [13.493226833995, 12.891548881196, 10.350103507709]
+    assert [losses[0], losses[1], losses[9]] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("odd", "noted"), [(3.0, 3.0), (math.nan, math.inf), (math.inf, math.inf)])
@@ -101,7 +110,7 @@ def squared_errors(meta, tasks):
     """By `adapt`, from the start for every number of steps: (11, tasks)."""
     k_x, k_y, _, _ = tasks.batch(range(len(tasks)))
     x = torch.linspace(-5, 5, 50, dtype=torch.float64).reshape(1, 50, 1).expand(len(tasks), -1, -1)
-    y = torch.from_numpy(tasks.amplitude) * torch.sin(x + torch.from_numpy(tasks.phase))
+    y = tasks.target(range(len(tasks)), x)
     errors = [meta.net(x, meta.adapt(k_x, k_y, steps)[-1]) - y for steps in range(11)]
     return torch.stack(errors).detach().square().sum((2, 3))
 
@@ -109,6 +118,7 @@ def squared_errors(meta, tasks):
 @pytest.mark.parametrize("words", ["--seed 1 --test_shots 5", "--loss mse --inner_lr 0.004"])
 def test_what_is_printed_is_what_the_weights_do(program, monkeypatch, words):
     """On test tasks that are the same for every seed, and on the drawn task of the seed."""
+    monkeypatch.setattr(main, "Tasks", Lines)
     monkeypatch.setattr(main, "TEST_TASKS", 107)  # more than are computed at once
     args = main.parse(["--test", *words.split()])
     shots, expected = args.test_shots or args.k_shot, []
@@ -117,9 +127,9 @@ def test_what_is_printed_is_what_the_weights_do(program, monkeypatch, words):
         make_weights(file, scale=0.5)
         meta = Meta(Net(), LOSSES[args.loss], args.inner_lr)
         meta.net.load_state_dict(torch.load(file))
-        drawn = Sinusoid(shots, 0, 1, seed=(main.DRAWN, args.seed))
+        drawn = Lines(shots, 0, 1, seed=(main.DRAWN, args.seed))
         pre, post = squared_errors(meta, drawn)[:2, 0].sqrt()
-        tests = Sinusoid(shots, 0, 107, seed=(main.TEST,))
+        tests = Lines(shots, 0, 107, seed=(main.TEST,))
         expected += ["", f"{label}, {file}, on a drawn task and 107 test tasks with K = {shots}:"]
         expected += [f"| pre loss: {pre:.3f} | post loss: {post:.3f} |"]
         scores = main.summarize(squared_errors(meta, tests))
@@ -130,25 +140,15 @@ def test_what_is_printed_is_what_the_weights_do(program, monkeypatch, words):
     assert program(f"--test {words}").out[1:-2] == expected
 
 
-class Momentum(Meta):
-    """An inner loop that keeps something from step to step."""
-
-    def adapt(self, k_x, k_y, steps):
-        velocity = {}
-        with torch.enable_grad():
-            trajectory = [self.net.expand(len(k_x))]
-            for _ in range(steps):
-                fast = trajectory[-1]
-                loss = self.task_losses(k_x, k_y, fast).sum()
-                grads = dict(zip(fast, torch.autograd.grad(loss, list(fast.values())), strict=True))
-                velocity = {name: g + 0.9 * velocity.get(name, 0) for name, g in grads.items()}
-                trajectory.append({name: w - 0.01 * velocity[name] for name, w in fast.items()})
-        return trajectory
-
-
 def test_what_is_measured_is_the_inner_loop_that_is_trained():
-    """After any number of steps, also if its steps depend on those before."""
-    meta, tasks, same = Momentum(Net()), Sinusoid(10, 0, 3), Sinusoid(10, 0, 3)
+    """After any number of steps, also if what a step does depends on its number."""
+
+    class Slower(Meta):
+        def adapt(self, *points_and_steps):
+            trajectory = enumerate(super().adapt(*points_and_steps))
+            return [{name: w / (1 + i) for name, w in fast.items()} for i, fast in trajectory]
+
+    meta, tasks, same = Slower(Net()), Sinusoid(10, 0, 3), Sinusoid(10, 0, 3)
     k_x, k_y, _, _ = tasks.batch(range(3))
     errors = main.predictions(meta, k_x, k_y, 10) - tasks.target(range(3), main.GRID)
     torch.testing.assert_close(errors.square().sum((2, 3)), squared_errors(meta, same))
@@ -163,22 +163,16 @@ def test_any_number_of_steps_is_measured(program, monkeypatch, steps):
     assert [int(row) for row in rows] == expected[steps]
 
 
-class TwoInputs(Sinusoid):
-    def batch(self, indices, rng=None):
-        k_x, k_y, q_x, q_y = super().batch(indices, rng)
-        return torch.cat((k_x, k_x), 2), k_y, torch.cat((q_x, q_x), 2), q_y
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (1, 2)])
+def test_more_inputs_or_outputs_are_trained_and_not_tested(program, monkeypatch, inputs, outputs):
+    class Wider(Sinusoid):
+        def batch(self, *arguments):
+            sizes = inputs, outputs, inputs, outputs
+            points = zip(super().batch(*arguments), sizes, strict=True)
+            return [tensor.repeat(1, 1, size) for tensor, size in points]
 
-
-class TwoOutputs(Sinusoid):
-    def target(self, indices, x):
-        y = super().target(indices, x)
-        return torch.cat((y, y), 2)
-
-
-@pytest.mark.parametrize(("tasks", "sizes"), [(TwoInputs, (2, 1)), (TwoOutputs, (1, 2))])
-def test_more_inputs_or_outputs_are_trained_and_not_tested(program, monkeypatch, tasks, sizes):
-    monkeypatch.setattr(main, "Tasks", tasks)
-    monkeypatch.setattr(main, "Net", lambda: AnyNet(nn.Linear(*sizes).double()))
+    monkeypatch.setattr(main, "Tasks", Wider)
+    monkeypatch.setattr(main, "Net", lambda: AnyNet(nn.Linear(inputs, outputs).double()))
     assert program("--epochs 12").code == 0
     output = program("--epochs 12 --test")
     assert "--test is for tasks of one input and one output" in output.refusal
@@ -199,11 +193,14 @@ def test_scores_by_hand():
 
 @pytest.mark.parametrize("mse", [math.nan, math.inf, 101.0, 100.0])
 def test_an_mse_of_100_or_more_counts_as_100(mse):
-    """So does one that is not a number. How many there are is counted."""
-    sse = 50 * torch.tensor([[1.0, 4.0, mse, mse]])
-    scores, expected = main.summarize(sse), main.summarize(torch.fmin(sse, torch.tensor(5000.0)))
-    assert scores == expected
-    assert (scores["mse"], scores["median"], scores["capped"]) == (51.25, 52, 2)
+    """So does one that is not a number. Said is how many there are after the worst step."""
+    sse = torch.full((11, 4), 50.0)
+    sse[4] *= torch.tensor([1, 4, mse, mse])
+    scores = main.summarize(sse)
+    torch.testing.assert_close(scores, main.summarize(sse.fmin(torch.tensor(5000.0))))
+    assert (scores["mse"][4], scores["median"][4]) == (51.25, 52)
+    assert scores["capped"].tolist() == [0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0]
+    assert "at most 2 of" in main.table(scores)
 
 
 def test_weights_are_called_what_they_are_known_to_be(tmp_path, monkeypatch):

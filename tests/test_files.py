@@ -8,7 +8,6 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import contents, leave_only, saved
-from torch import Tensor
 
 import main
 from net import AnyNet, Net
@@ -24,19 +23,13 @@ def stopped(program):
     return torch.load(CHECKPOINT)
 
 
-def refusal(program, content, words=RESUME):
+def refusal(program, content, words=RESUME, path=CHECKPOINT):
     """What is said of a checkpoint with this content. It is refused, and no file is touched."""
-    leave_only({CHECKPOINT: content})
+    leave_only({path: content})
     sentence = program(words).refusal
-    assert contents() == {CHECKPOINT: content}
-    assert sentence.startswith(f"main.py: {CHECKPOINT} ")
-    return sentence.removeprefix(f"main.py: {CHECKPOINT} ")
-
-
-def loaded(content):
-    """The weights that `--test --weights` measures, of a file with this content."""
-    Path("w.pt").write_bytes(content)
-    return main.load(Path("w.pt"), main.parse([]), "cpu").net.state_dict()
+    assert contents() == {path: content}
+    assert sentence.startswith(f"main.py: {path} ")
+    return sentence.removeprefix(f"main.py: {path} ")
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -66,18 +59,17 @@ def test_a_run_that_ends_early_has_results(program):
     assert rows[5:] == ["5,1.5,2.5", "6,1.5,", "7,1.5,"]
 
 
-CHANGES = {
-    "run": lambda x: {**x, "settings": {**x["settings"], "loss": "mse"}},
-    "meta": lambda x: {name: w for name, w in x.items() if name != "net.b_1"},
-    "validations": lambda x: list(x.values()),  # as it was once
-    "random": lambda x: None,
-}
+ANOTHER = "it has other settings, weights or another optimizer"
+SETTINGS = ["--epochs 13", "--k_shot 9", "--batch_size 9", "--seed 1", "--inner_lr 0.1", "--name a"]
+SETTINGS += ["--outer_lr 0.1", "--loss mse", "--inner_steps 2", "--first_order"]
 
 
-@pytest.mark.parametrize("part", CHANGES)
-def test_a_checkpoint_of_another_run_is_refused(program, stopped, part):
-    content = saved({**stopped, part: CHANGES[part](stopped[part])})
-    assert refusal(program, content).startswith("does not fit this run: ")
+def test_a_checkpoint_of_other_settings_is_refused(program, stopped):
+    """Whatever its name is."""
+    for setting in SETTINGS:
+        words = f"{RESUME} {setting}"
+        path = f"weights/checkpoint({main.run_name(main.parse(words.split()))}).pt"
+        assert ANOTHER in refusal(program, saved(stopped), words, path)
 
 
 def test_a_checkpoint_of_another_network_or_optimizer_is_refused(program, stopped, monkeypatch):
@@ -88,15 +80,25 @@ def test_a_checkpoint_of_another_network_or_optimizer_is_refused(program, stoppe
             super().__init__()
             self.b_1 = self._parameters.pop("b_1")  # now the last
 
-    content = saved(stopped)
-    for place, other in (("Net", Reordered), ("Net", lambda: AnyNet(Net()))):
+    for other in (Reordered, lambda: AnyNet(Net())):
         with monkeypatch.context() as patch:
-            patch.setattr(main, place, other)
-            assert "it has other settings, weights or another optimizer" in refusal(
-                program, content
-            )
+            patch.setattr(main, "Net", other)
+            assert ANOTHER in refusal(program, saved(stopped))
     monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, **_: torch.optim.SGD(p, lr, 0.9))
-    assert "it has other settings, weights or another optimizer" in refusal(program, content)
+    assert ANOTHER in refusal(program, saved(stopped))
+
+
+CHANGES = {
+    "meta": lambda x: {name: w for name, w in x.items() if name != "net.b_1"},
+    "validations": lambda x: list(x.values()),  # as it was once
+    "random": lambda x: None,
+}
+
+
+def test_a_checkpoint_that_lacks_something_is_refused(program, stopped):
+    for part, change in CHANGES.items():
+        content = saved({**stopped, part: change(stopped[part])})
+        assert refusal(program, content).startswith("does not fit this run: ")
 
 
 def test_another_file_is_refused(program, stopped):
@@ -122,8 +124,10 @@ def test_damage_is_found(program, stopped):
     for position in range(0, len(content), 50):
         flipped = bytearray(content)
         flipped[position] ^= 1
+        Path("w.pt").write_bytes(flipped)
         with contextlib.suppress(main.Failure):
-            torch.testing.assert_close(loaded(flipped), weights, rtol=0, atol=0)
+            loaded = main.load(Path("w.pt"), main.parse([]), "cpu").net.state_dict()
+            torch.testing.assert_close(loaded, weights, rtol=0, atol=0)
 
 
 def test_code_in_a_file_is_not_executed(program, stopped):
@@ -133,12 +137,3 @@ def test_code_in_a_file_is_not_executed(program, stopped):
 
     refusal(program, saved({**stopped, "best": Code()}))
     assert not os.path.exists("made by code")
-
-
-@pytest.mark.parametrize("convert", [Tensor.half, Tensor.float])
-def test_weights_of_another_precision_are_loaded(tmp_path, monkeypatch, convert):
-    """Exactly."""
-    monkeypatch.chdir(tmp_path)
-    weights = {name: convert(w) for name, w in Net().state_dict().items()}
-    expected = {name: w.double() for name, w in weights.items()}
-    torch.testing.assert_close(dict(loaded(saved(weights))), expected, rtol=0, atol=0)

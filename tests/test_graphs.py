@@ -54,7 +54,7 @@ def test_a_test_draws_the_predictions_and_scores(program, figures):
     assert steps.axes[0].get_title().startswith(graph.get_suptitle())
 
 
-@pytest.mark.parametrize("far", [3.0, 1e30, np.nan])
+@pytest.mark.parametrize("far", [3.0, np.nan])
 def test_panels_have_the_scale_of_the_first_step_of_the_first(figures, tmp_path, far):
     """Another learner, or ten steps, that are far off don't flatten the others."""
     points, y = (torch.ones(5, 1), torch.ones(5, 1)), torch.ones(50, 1)

@@ -1,6 +1,8 @@
 """A stopped run is not lost: it resumes from its checkpoint and ends as if it had not stopped."""
 
+import itertools
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -21,7 +23,8 @@ GRAPH, TABLE = (f"res/loss_final(k=10,epochs=12).{kind}" for kind in ("png", "cs
 
 # In a process of its own, with the settings of `program`. It dies within the eighth checkpoint.
 KILLED = """
-import itertools, main, os, signal
+import data, itertools, main, os, signal
+data.BLOCK = 4
 main.VALIDATE_EVERY, main.VALIDATION_TASKS, main.CHECKPOINT_EVERY = 5, 20, -1
 number = itertools.count(1)
 os.fsync = lambda file: next(number) == 8 and os.kill(os.getpid(), signal.SIGKILL)
@@ -46,6 +49,7 @@ def test_a_killed_run_resumes_bit_for_bit(program, whole, tmp_path):
     assert run(tmp_path, command=command, env=environment).code == -signal.SIGKILL
     assert len(torch.load(CHECKPOINT)["losses"]) == 7
     (rest,) = contents().keys() - {CHECKPOINT}
+    assert re.search(r"\.\d+\.tmp$", rest)  # two processes may write the same file
     os.remove(rest)
     assert program(RESUME).code == 0
     assert contents() == whole
@@ -78,13 +82,13 @@ class Numbers(torch.optim.SGD):
             p.data -= 1e-3 / state["step"] * p.grad
 
 
+def dropout():
+    return AnyNet(nn.Sequential(nn.Linear(1, 9), nn.Dropout(), nn.Linear(9, 1)).double())
+
+
 PARTS = {
     "optimizer": (torch.optim, "Adam", lambda p, lr, **_: Numbers(p, lr)),
-    "network": (
-        main,
-        "Net",
-        lambda: AnyNet(nn.Sequential(nn.Linear(1, 9), nn.Dropout(), nn.Linear(9, 1)).double()),
-    ),
+    "network": (main, "Net", dropout),
 }
 
 
@@ -100,6 +104,23 @@ def test_any_optimizer_and_network_resume_bit_for_bit(program, monkeypatch, part
     assert program(words, interrupt_at=8).code == 130
     assert program(f"{words} --resume").code == 0
     assert contents() == whole
+
+
+def test_results_that_cannot_be_written_cost_no_training(program, monkeypatch, whole):
+    """After a full disk at the end, the run resumes from its last iteration."""
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "write_results", Mock(side_effect=OSError("no space")))
+        assert program(SHORT).refusal == "main.py: no space"
+    assert "12/12" in program(RESUME).err[-1]
+    assert contents() == whole
+
+
+def test_checkpoints_are_written_by_the_clock(program, monkeypatch):
+    monkeypatch.setattr(main, "CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr(main, "time", Mock(monotonic=Mock(side_effect=itertools.count())))
+    monkeypatch.setattr(main, "write_checkpoint", written := Mock())
+    assert program(SHORT).code == 0
+    assert written.call_count == 3
 
 
 def test_a_run_on_the_cpu_leaves_the_gpu_alone(program, monkeypatch, whole):
