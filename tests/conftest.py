@@ -68,9 +68,8 @@ class Output(NamedTuple):
 def program(tmp_path, monkeypatch, capsys):
     """The command line in this process and in a folder of its own: `program("--epochs 12")`.
 
-    There is a validation every 5 iterations, a checkpoint after each, and a block of inputs for 4.
-    With `interrupt_at=7`, Ctrl-C comes in iteration 7 of the call. It runs on the CPU: a GPU rounds
-    otherwise.
+    There is a validation every 5 iterations, a checkpoint after each, and inputs are drawn for 4.
+    With `interrupt_at=7`, Ctrl-C comes in iteration 7 of the call. No GPU: it rounds otherwise.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -124,9 +124,7 @@ def test_a_refusal_is_one_line_and_touches_no_file(program, words):
     assert "pre loss" not in "".join(output.out)
 
 
-@pytest.mark.parametrize(
-    "words", ["--epochs 12 --outer_lr 1e60 --inner_steps 0", "--epochs 1 --outer_lr 1e300"]
-)
+@pytest.mark.parametrize("words", ["--outer_lr 1e60 --inner_steps 0", "--epochs 1 --outer_lr 9e99"])
 def test_a_run_that_diverges_ends_with_advice(program, words):
     """It ends in that iteration, and leaves the checkpoint of the one before."""
     assert program(words).refusal.endswith(": try a smaller step size")
@@ -134,13 +132,10 @@ def test_a_run_that_diverges_ends_with_advice(program, words):
     assert len(torch.load(checkpoint)["losses"]) == 1
 
 
-def learned():
-    return torch.nn.Parameter(torch.ones(1).double())
-
-
+LEARNED = torch.nn.Parameter(torch.ones(1).double())
 SPOILED = {
-    "inner_lr would be trained but not kept": lambda meta: setattr(meta, "inner_lr", learned()),
-    "the optimizer does not have net.a": lambda meta: setattr(meta.net, "a", learned()),
+    "inner_lr would be trained but not kept": lambda meta: setattr(meta, "inner_lr", LEARNED),
+    "the optimizer does not have net.a": lambda meta: setattr(meta.net, "a", LEARNED),
     "net.b_3 is frozen": lambda meta: meta.net.b_3.requires_grad_(False),
 }
 

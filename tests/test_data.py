@@ -47,8 +47,7 @@ def test_a_subclass_has_a_range_of_its_own():
     source, line = (ROOT / "main.py").read_text(encoding="utf-8"), "Tasks = Sinusoid"
     program = {"__name__": "main with other tasks"}
     exec(source.replace(line, "class Tasks(Sinusoid):\n    x_range = 2.0, 3.0\n\n"), program)
-    x = program["Tasks"](10, num_tasks=200).batch(range(200))[0]
-    for points in (x, program["GRID"]):
+    for points in (program["Tasks"](10).batch(range(200))[0], program["GRID"]):
         assert 2 <= points.min() < 2.01
         assert 2.99 < points.max() <= 3
 
