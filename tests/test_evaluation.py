@@ -200,7 +200,7 @@ LABELS = {
     "--epochs 70000": "MAML",
     "--first_order": "first-order",
     "--seed 1 --weights √$^$.pt": r"'\u221a$^$.pt'",
-    "--name anil --first_order": "anil",
+    "--name anil --first_order": "first-order, anil",
 }
 
 
