@@ -19,10 +19,11 @@ import matplotlib
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 import data
 import main
-from net import Net
+from net import AnyNet, Net
 
 ROOT = Path(main.__file__).parent
 # No more of the user's set-up reaches the tests, nor the processes that they start.
@@ -145,3 +146,7 @@ def make_weights(path: str, scale: float = 1.0) -> None:
     """A file of weights that nobody trained."""
     Path(path).parent.mkdir(exist_ok=True)
     torch.save({name: scale * w for name, w in Net().state_dict().items()}, path)
+
+
+def dropout() -> AnyNet:
+    return AnyNet(nn.Sequential(nn.Linear(1, 9), nn.Dropout(), nn.Linear(9, 1)).double())

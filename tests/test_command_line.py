@@ -70,12 +70,11 @@ def test_no_command_touches_a_file_of_another(program, figures):
     """Commands that differ in a setting, or measure a file of another name, have their own."""
     make_weights("folder/w.pt")
     make_weights("weights/w(k=10).pt")
-    new = {"graph(k=10).png", "steps(k=10).png"}
-    new |= {"graph(k=10,weights=w).png", "steps(k=10,weights=w).png"}
-    new |= {"graph(k=10,test_shots=5).png", "steps(k=10,test_shots=5).png"}
     for words in ("--test", "--test --weights folder/w.pt", "--test --test_shots 5"):
         assert program(words).code == 0
-    assert set(os.listdir("res")) == new
+    names = ("k=10", "k=10,weights=w", "k=10,test_shots=5")
+    pictures = {f"{kind}({name}).png" for kind in ("graph", "steps") for name in names}
+    assert set(os.listdir("res")) == pictures
     for seed in (1, 2):
         before = contents()
         assert program(f"{SHORT} --seed {seed}").code == 0

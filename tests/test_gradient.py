@@ -9,7 +9,7 @@ import re
 import pytest
 import reference
 import torch
-from conftest import needs_compiler
+from conftest import dropout, needs_compiler
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -24,18 +24,10 @@ assert_close = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-10)
 assert_equal = functools.partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
-def mlp(*layers):
-    """Any module: linear layers, and between them the functions that are given."""
-    return AnyNet(nn.Sequential(*layers).double())
-
-
 def three_layers():
     """A module of another shape than `Net`: two inputs, three layers, tanh."""
-    return mlp(nn.Linear(2, 9), nn.Tanh(), nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 1))
-
-
-def dropout():
-    return mlp(nn.Linear(1, 9), nn.Dropout(), nn.Linear(9, 1))
+    layers = nn.Linear(2, 9), nn.Tanh(), nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 1)
+    return AnyNet(nn.Sequential(*layers).double())
 
 
 def make(net=Net, tasks=4, loss="rsse", steps=1, **settings):
@@ -51,12 +43,6 @@ def make(net=Net, tasks=4, loss="rsse", steps=1, **settings):
 def state(meta):
     """A copy of all that training changes."""
     return copy.deepcopy((meta.state_dict(), meta.outer_optim.state_dict()))
-
-
-def compiled_copy(meta, batch):
-    compiled = copy.deepcopy(meta)
-    compiled.compile_gradient(*batch)
-    return compiled
 
 
 def assert_in_step(one, other, batch):
@@ -244,7 +230,8 @@ def test_compiled_learners_do_what_eager_ones_do():
     """From the middle of a run, and with new points all the time."""
     eager, batch = make(three_layers)
     eager(*batch)
-    compiled = compiled_copy(eager, batch)
+    compiled = copy.deepcopy(eager)
+    compiled.compile_gradient(*batch)
     for shift in range(3):
         assert_in_step(compiled, eager, [points.roll(shift, 0) for points in batch])
 
@@ -330,7 +317,8 @@ def test_a_compiled_learner_follows_its_class_settings_and_shapes(traced):
     """More often than PyTorch's own limit of 8. And a copy of it is trained in its place."""
     _, batch = make(three_layers)
     eager = Twice(three_layers())
-    compiled = compiled_copy(eager, batch)
+    compiled = copy.deepcopy(eager)
+    compiled.compile_gradient(*batch)
     changes = {"first_order": True, "inner_steps": 2, "inner_lr": 0.02, "loss": mse}
     for points, (name, value) in enumerate(changes.items(), start=1):
         for learner in (eager, compiled):
