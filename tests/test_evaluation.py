@@ -35,7 +35,7 @@ class Slower(Meta):
 
 
 SETTINGS = [
-    "--k_shot 5 --batch_size 25 --inner_lr 0.02 --outer_lr 0.05 --loss mse",  # the last is worse
+    "--k_shot 5 --batch_size 25 --inner_lr 0.02 --outer_lr 0.1 --loss mse",  # the last is worse
     "--seed 3 --inner_steps 2 --first_order",
 ]
 
