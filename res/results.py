@@ -205,8 +205,9 @@ def counted(number: int) -> str:
 def seeds_cell(seeds: Sequence[float]) -> str:
     """The median of the seeds with the lowest and the highest, or the number of a single one."""
     median, low, high = (f"{score(seeds):.2f}" for score in (np.median, np.min, np.max))
-    # A cell does not break at its blank.
-    return median if len(seeds) == 1 else f"{median}\N{NO-BREAK SPACE}({low}–{high})"
+    # A cell breaks neither at its blank nor at its dash.
+    words = f"{median}\N{NO-BREAK SPACE}({low}\N{WORD JOINER}–\N{WORD JOINER}{high})"
+    return median if len(seeds) == 1 else words
 
 
 # Of results.csv: a column is a run, a line is a test.
