@@ -548,7 +548,8 @@ def draw_steps(path: Path, title: str, scores: Mapping[str, Mapping[str, Tensor]
     for label, score in scores.items():
         mse, ci, capped = score["mse"], score["mse_ci"], int(score["capped"].max())
         if capped:
-            title += f"\n{label}: after a step, up to {capped} tasks have an MSE ≥ {CAP:g}"
+            tasks = f"up to {capped} of {TEST_TASKS:,} tasks"
+            title += f"\n{label}: after a step, {tasks} have an MSE ≥ {CAP:g}"
         color = COLORS.get(label, COLORS["MAML"])
         axes.plot(steps, mse, color=color, marker=".", label=label)
         axes.fill_between(steps, mse - ci, mse + ci, color=color, alpha=0.3)
