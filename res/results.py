@@ -179,14 +179,15 @@ def differences(rows: list[dict]) -> list[str]:
     Another processor rounds otherwise. Float32 in the place of float64 changes no score by more
     than 0.001, and the cap of no task.
     """
-    known, found = read_rows(RESULTS), []
+    test = (*Measurement._fields, "steps")
+    known = {tuple(row[name] for name in test): row for row in read_rows(RESULTS)}
+    found = []
     for row in rows:
-        flags, seed, shots, tuned = (row[name] for name in Measurement._fields)
+        where = tuple(row[name] for name in test)
         for name in ("alpha", "rsse", "rsse_ci", "mse", "mse_ci", "median", "trimmed", "capped"):
-            expected = scores(known, flags, shots, name, tuned)[row["steps"], seed]
+            expected = known[where][name]
             if not abs(row[name] - expected) <= 0.002:
-                test = f"{flags} seed {seed}, K = {shots}, tuned {tuned}, {row['steps']} steps"
-                found.append(f"{test}: {name} is {row[name]:g}, not {expected:g}")
+                found.append(f"{where}: {name} is {row[name]:g}, not {expected:g}")
     return found
 
 
