@@ -316,7 +316,10 @@ def paper_row_table(run_rows: list[dict], kept: str) -> str:
         for start, alpha, g in cells
     }
     columns = {counted(n): each(f"mse_{n}") for n in TABLE_2}
-    drawn = {f"draw, {counted(n)}": each(f"draw_{n}", finite) for n in TABLE_2} | {
+    drawn = {
+        "median draw": lambda rows: ", ".join(
+            finite([r[f"draw_{n}"] for r in rows]) for n in TABLE_2
+        ),
         "draws near": each("near_paper", lambda x: f"{100 * np.mean(x):.0f} %"),
         "half near": each("near_paper", lambda x: f"{np.sum(np.array(x) >= 0.5)} of {len(x)}"),
         "none near": each("near_paper", lambda x: f"{np.sum(np.array(x) == 0)} of {len(x)}"),
