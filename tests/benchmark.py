@@ -1,6 +1,6 @@
 """How long an iteration of training takes, beside the alternatives.
 
-python3 tests/benchmark.py    ten minutes; needs JAX
+python3 tests/benchmark.py    a quarter of an hour; needs JAX
 
 Every row is the same loop around another step, on one thread; JAX has a `scan` of its own. Rows are
 measured in turn, each in its own process. Printed are medians over rounds: the µs, and the speed-up
@@ -55,8 +55,8 @@ def with_adam(gradient: Callable) -> Callable:
     return step
 
 
-def compiled_meta(tasks: int) -> Meta:
-    meta = Meta(Net())
+def compiled_meta(tasks: int, first_order: bool = False) -> Meta:
+    meta = Meta(Net(), first_order=first_order)
     meta.compile_gradient(*Sinusoid(10).batch(range(tasks)))
     return meta
 
@@ -139,6 +139,7 @@ ROWS: dict[str, Callable[[int], Iterator[list[float]]]] = {
     "**this project**": lambda n: train(n, Meta(Net())),
     "**this project, first-order**": lambda n: train(n, Meta(Net(), first_order=True)),
     "**this project, `--compile`**": lambda n: train(n, compiled_meta(n)),
+    "**this project, first-order, `--compile`**": lambda n: train(n, compiled_meta(n, True)),
     "JAX, in a `scan`": scan,
 }
 
