@@ -93,7 +93,7 @@ def runs() -> dict[Run, list[str]]:
         if seed < 5 or 0.001 <= alpha <= 0.03:
             weights = "included" if (gradient, alpha) in included else "compiled"
             every[Run(seed, seed, gradient, alpha, weights=weights, **paper)] = [BEST]
-    for seed, (steps, alpha) in itertools.product(range(5), ((2, 0.001), (3, 0.01), (5, 0.01))):
+    for (steps, alpha), seed in itertools.product(((2, 0.001), (5, 0.01), (3, 0.01)), range(5)):
         every[Run(seed, seed, "exact", alpha, inner_steps=steps, **paper)] = [BEST]
     for seed in range(10):
         every[Run(seed, seed, "exact", weights="included", inner_steps=2, **paper)] = [BEST]
