@@ -93,10 +93,10 @@ def runs() -> dict[Run, list[str]]:
         if seed < 5 or 0.001 <= alpha <= 0.03:
             weights = "included" if (gradient, alpha) in included else "compiled"
             every[Run(seed, seed, gradient, alpha, weights=weights, **paper)] = [BEST]
-    for (steps, alpha), seed in itertools.product(((2, 0.001), (5, 0.01), (3, 0.01)), range(5)):
-        every[Run(seed, seed, "exact", alpha, inner_steps=steps, **paper)] = [BEST]
     for seed in range(10):
         every[Run(seed, seed, "exact", weights="included", inner_steps=2, **paper)] = [BEST]
+    for (steps, alpha), seed in itertools.product(((2, 0.001), (5, 0.01), (3, 0.01)), range(5)):
+        every[Run(seed, seed, "exact", alpha, inner_steps=steps, **paper)] = [BEST]
     for seed, gradient in itertools.product(range(50), GRADIENTS):
         every[Run(seed, seed, gradient, weights="included" if seed < 10 else "compiled")] = [BEST]
     for seed, tasks_seed, gradient in itertools.product((0, 5, 7), range(10), GRADIENTS):
