@@ -124,7 +124,7 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     setting("name", "label of an experiment of your own: a-z, 0-9, - and _")
 
     add = parser.add_argument_group("what to do").add_argument
-    add("--compile", action="store_true", help="train about twice as fast, after a slow start")
+    add("--compile", action="store_true", help="train more than twice as fast, after a slow start")
     add("--resume", action="store_true", help="resume a run that was stopped")
     add("--test", action="store_true", help="measure the trained weights and draw graphs")
     add("--test_shots", type=int, help="with --test: support points, if not those of --k_shot")
