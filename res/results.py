@@ -329,8 +329,8 @@ OUR_TEST = {counted(n): each(f"mse_{n}") for n in TABLE_2}
 AUTHORS_TEST = {counted(n): each(f"draw_{n}", finite) for n in TABLE_2}
 AUTHORS_TEST |= {
     "draws near": each("near_paper", lambda shares: f"{100 * np.mean(shares):.0f} %"),
-    "half near": each("near_paper", lambda shares: f"{sum(x >= 0.5 for x in shares)}"),
-    "none near": each("near_paper", lambda shares: f"{shares.count(0)}"),
+    "half": each("near_paper", lambda shares: f"{sum(x >= 0.5 for x in shares)}"),
+    "none": each("near_paper", lambda shares: f"{shares.count(0)}"),
 }
 
 
