@@ -233,14 +233,17 @@ def job_table(rows: list[dict]) -> str:
     return scores_table(rows, JOB_RUNS, tests)
 
 
+def errors_cells(rows: list[dict], flags: str, shots: int, tuned: bool = False) -> list[str]:
+    """The MSE after the steps of the paper's Table 2."""
+    errors = scores(rows, flags, shots, tuned=tuned)
+    return [seeds_cell(errors[steps]) for steps in TABLE_2]
+
+
 def paper_table(rows: list[dict]) -> str:
     """The paper's Table 2, a line for each run."""
     lines = [[f"*{name}*", *(f"*{x}*" for x in numbers)] for name, numbers in TABLE_2_ROWS.items()]
-    for name, flags in PAPER_RUNS.items():
-        errors = scores(rows, flags, 5)
-        lines.append([name, *(seeds_cell(errors[steps]) for steps in TABLE_2)])
-    errors = scores(rows, PAPER_PRETRAINED, 5, tuned=True)
-    lines.append(["pretrained, tuned α", *(seeds_cell(errors[steps]) for steps in TABLE_2)])
+    lines += [[name, *errors_cells(rows, flags, 5)] for name, flags in PAPER_RUNS.items()]
+    lines += [["pretrained, tuned α", *errors_cells(rows, PAPER_PRETRAINED, 5, tuned=True)]]
     return markdown(["K = 5", *map(counted, TABLE_2)], *lines)
 
 
@@ -258,10 +261,9 @@ def tuned_table(rows: list[dict]) -> str:
     for flags, shots in ((PRETRAINED, 10), *((PAPER_PRETRAINED, k) for k in (5, 10, 20))):
         loss = "√SSE" if flags == PRETRAINED else "MSE"
         for tuned in (False, True):
-            errors = scores(rows, flags, shots, tuned=tuned)
             alphas = Counter(scores(rows, flags, shots, "alpha", tuned=tuned)[1])
             words = ", ".join(f"{alpha:g} ({count} ×)" for alpha, count in sorted(alphas.items()))
-            cells = [seeds_cell(errors[steps]) for steps in TABLE_2]
+            cells = errors_cells(rows, flags, shots, tuned)
             lines.append([f"{loss}, K = {shots}", words if tuned else "0.01", *cells])
     return markdown(["", "α", *map(counted, TABLE_2)], *lines)
 
@@ -400,7 +402,7 @@ def equal_time_table(run_rows: list[dict]) -> str:
         "first-order": chosen(longer, kept=runs.EARLIER),
         "first-order, 104,000 iterations": chosen(longer, kept=runs.BEST),
     }
-    return groups_table(groups, NUMBER | ERRORS | {"stuck": lambda rows: stuck(rows, run_rows)})
+    return groups_table(groups, ERRORS | {"stuck": lambda rows: stuck(rows, run_rows)})
 
 
 def of_each_seed(run_rows: list[dict]) -> list[dict]:
@@ -421,10 +423,10 @@ def is_stuck(row: dict, run_rows: list[dict]) -> bool:
 
 
 def stuck(rows: list[dict], run_rows: list[dict]) -> str:
-    """How many runs are stuck, and which seeds."""
+    """How many runs are stuck, and which seeds; a dash if there are no runs."""
     seeds = [f"{row['weights_seed']:g}" for row in rows if is_stuck(row, run_rows)]
     words = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds)}"
-    return f"{len(seeds)} of {len(rows)}" + f" ({words})" * bool(seeds)
+    return f"{len(seeds)} of {len(rows)}" + f" ({words})" * bool(seeds) if rows else "–"
 
 
 def settings_table(run_rows: list[dict]) -> str:
